@@ -82,8 +82,12 @@ ACTIVITY_CLEAN_TRAINING: Final = "CleanTraining"
 # The trained models of a tenant.
 MODELS_WORKFLOW_TYPE: Final = "LLMModelsWorkflow"
 UPDATE_REGISTER_MODEL: Final = "RegisterModel"
+UPDATE_SET_MODEL_ALIAS: Final = "SetModelAlias"
+UPDATE_DELETE_MODEL_VERSION: Final = "DeleteModelVersion"
 # Type of the error with which a model beyond the maximum is refused.
 TOO_MANY_MODELS: Final = "TOO_MANY_MODELS"
+MODEL_NOT_FOUND: Final = "MODEL_NOT_FOUND"
+MODEL_VERSION_IN_USE: Final = "MODEL_VERSION_IN_USE"
 # Types of the errors with which an answer is refused.
 STEP_NOT_FOUND: Final = "STEP_NOT_FOUND"
 STEP_NOT_WAITING: Final = "STEP_NOT_WAITING"

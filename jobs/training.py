@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from llm_pb import internal_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 MODEL_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """The form of the name of a trained model."""
@@ -11,6 +11,15 @@ ALIAS_PATTERN: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 """The form of an alias. It begins with a letter, so that it is no version."""
 LATEST: Final = "latest"
 """The alias of the newest version."""
+
+MAX_MODELS: Final = 100
+MAX_VERSIONS: Final = 20
+MAX_ALIASES: Final = 10
+"""Maximum number of aliases of a model. It is smaller than MAX_VERSIONS, so that some version can always go."""
+MAX_REGISTRY_BYTES: Final = 1024 * 1024
+"""Maximum size of the registry. Temporal takes no input of a run and no answer to a query of more than 2 MiB."""
+_VERSION_BYTES: Final = 1024
+"""Size of a version in the registry, about."""
 
 MAX_STEPS: Final = 1_000_000
 MAX_CHECKPOINT_STEPS: Final = 100_000
@@ -47,3 +56,28 @@ def find_version(registry: internal_pb2.ModelRegistry, name: str, which: str) ->
             number = int(which) if which.isascii() and which.isdigit() and len(which) < 10 else model.aliases.get(which)
             return next((one for one in model.versions if one.version.version == number), None)
     return None
+
+
+def find_model(registry: internal_pb2.ModelRegistry, name: str) -> internal_pb2.RegisteredModel | None:
+    """Return a model of the registry; None without one. It may have no version any more."""
+    return next((model for model in registry.models if model.name == name), None)
+
+
+def why_no_room(registry: internal_pb2.ModelRegistry, name: str, alias: str, size: int = _VERSION_BYTES) -> str:
+    """Return why a new version cannot be registered; empty if it can. `size` is that of what is added, in bytes."""
+    model = find_model(registry, name)
+    if (model is None or not model.versions) and sum(bool(one.versions) for one in registry.models) >= MAX_MODELS:
+        return f"a tenant has at most {MAX_MODELS} models"
+    grows = model is None or len(model.versions) < MAX_VERSIONS
+    if grows and registry.ByteSize() + size > MAX_REGISTRY_BYTES:
+        return "the models of the tenant have too many versions"
+    if model is not None and len({*model.aliases, LATEST, alias} - {""}) > MAX_ALIASES:
+        return f"a model has at most {MAX_ALIASES} aliases"
+    return ""
+
+
+def shown_model(model: internal_pb2.RegisteredModel) -> llm_pb2.TrainedModel:
+    """Return a model as clients get it."""
+    return llm_pb2.TrainedModel(
+        name=model.name, versions=[one.version for one in reversed(model.versions)], aliases=model.aliases
+    )

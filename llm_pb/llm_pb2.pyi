@@ -14,6 +14,9 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | ALREADY_EXISTS      | the (user_id, request_id) key was used for another job | ErrorInfo REQUEST_ID_REUSED               |
 | ALREADY_EXISTS      | the job under this key was deleted                     | ErrorInfo JOB_DELETED                     |
 | NOT_FOUND           | no deletion has this deletion_id                       | ErrorInfo DELETION_NOT_FOUND              |
+| NOT_FOUND           | no trained model has this name or version              | ErrorInfo MODEL_NOT_FOUND                 |
+| FAILED_PRECONDITION | DeleteModelVersion: an alias names the version         | ErrorInfo MODEL_VERSION_IN_USE            |
+| FAILED_PRECONDITION | a training or alias that the registry has no room for  | ErrorInfo TOO_MANY_MODELS                 |
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
 | UNAUTHENTICATED     | the call has no credential, or one that is not good    | ErrorInfo CREDENTIAL_MISSING, _INVALID or |
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
@@ -39,7 +42,8 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+GetDeletion), models:read (ListModels), models:train (SetModelAlias,
+DeleteModelVersion), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
 jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
 prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
@@ -2300,6 +2304,110 @@ class TrainedModel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainedModel: _TypeAlias = TrainedModel  # noqa: Y015
+
+@_typing.final
+class SetModelAliasRequest(_message.Message):
+    """Request of SetModelAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, without a version. Required."""
+    alias: _builtins.str
+    """The alias: a letter, then up to 63 of A-Z a-z 0-9 . _ - , and not "latest". A model has at most 10. Required."""
+    version: _builtins.int
+    """The version that it names from now on. 0: the alias is removed."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetModelAliasRequest: _TypeAlias = SetModelAliasRequest  # noqa: Y015
+
+@_typing.final
+class SetModelAliasResponse(_message.Message):
+    """Response of SetModelAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___TrainedModel:
+        """The model as it is now."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___TrainedModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetModelAliasResponse: _TypeAlias = SetModelAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteModelVersionRequest(_message.Message):
+    """Request of DeleteModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, without a version. Required."""
+    version: _builtins.int
+    """The version, which no alias but "latest" names. Required."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelVersionRequest: _TypeAlias = DeleteModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteModelVersionResponse(_message.Message):
+    """Response of DeleteModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___TrainedModel:
+        """The model as it is now. Without its last version it has none and is listed no more. Its next version gets the next number."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___TrainedModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelVersionResponse: _TypeAlias = DeleteModelVersionResponse  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):

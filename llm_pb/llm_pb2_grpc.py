@@ -70,6 +70,16 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.SetModelAlias = channel.unary_unary(
+                '/llm.v1.LlmService/SetModelAlias',
+                request_serializer=llm__pb_dot_llm__pb2.SetModelAliasRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.SetModelAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelVersion = channel.unary_unary(
+                '/llm.v1.LlmService/DeleteModelVersion',
+                request_serializer=llm__pb_dot_llm__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.DeleteModelVersionResponse.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/llm.v1.LlmService/ListWorkers',
                 request_serializer=llm__pb_dot_llm__pb2.ListWorkersRequest.SerializeToString,
@@ -172,6 +182,22 @@ class LlmServiceServicer:
 
     def ListModels(self, request, context):
         """Lists the models that a job may name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelAlias(self, request, context):
+        """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
+        that it has loaded until it starts again. A repeat changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelVersion(self, request, context):
+        """Removes a version of a trained model, for good. "latest" then names the newest one that is left. A worker that has loaded it
+        serves it until it stops. Its files are removed from the store some time later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,6 +319,16 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=llm__pb_dot_llm__pb2.ListModelsRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'SetModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelAlias,
+                    request_deserializer=llm__pb_dot_llm__pb2.SetModelAliasRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.SetModelAliasResponse.SerializeToString,
+            ),
+            'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelVersion,
+                    request_deserializer=llm__pb_dot_llm__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.DeleteModelVersionResponse.SerializeToString,
             ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
@@ -520,6 +556,60 @@ class LlmService:
             '/llm.v1.LlmService/ListModels',
             llm__pb_dot_llm__pb2.ListModelsRequest.SerializeToString,
             llm__pb_dot_llm__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/SetModelAlias',
+            llm__pb_dot_llm__pb2.SetModelAliasRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.SetModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/DeleteModelVersion',
+            llm__pb_dot_llm__pb2.DeleteModelVersionRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.DeleteModelVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

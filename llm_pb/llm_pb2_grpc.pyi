@@ -14,6 +14,9 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | ALREADY_EXISTS      | the (user_id, request_id) key was used for another job | ErrorInfo REQUEST_ID_REUSED               |
 | ALREADY_EXISTS      | the job under this key was deleted                     | ErrorInfo JOB_DELETED                     |
 | NOT_FOUND           | no deletion has this deletion_id                       | ErrorInfo DELETION_NOT_FOUND              |
+| NOT_FOUND           | no trained model has this name or version              | ErrorInfo MODEL_NOT_FOUND                 |
+| FAILED_PRECONDITION | DeleteModelVersion: an alias names the version         | ErrorInfo MODEL_VERSION_IN_USE            |
+| FAILED_PRECONDITION | a training or alias that the registry has no room for  | ErrorInfo TOO_MANY_MODELS                 |
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
 | UNAUTHENTICATED     | the call has no credential, or one that is not good    | ErrorInfo CREDENTIAL_MISSING, _INVALID or |
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
@@ -39,7 +42,8 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+GetDeletion), models:read (ListModels), models:train (SetModelAlias,
+DeleteModelVersion), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
 jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
 prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
@@ -102,6 +106,14 @@ class LlmServiceStub:
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
     """Lists the models that a job may name."""
+    SetModelAlias: _aio.UnaryUnaryMultiCallable[_llm_pb2.SetModelAliasRequest, _llm_pb2.SetModelAliasResponse]
+    """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
+    that it has loaded until it starts again. A repeat changes nothing.
+    """
+    DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteModelVersionRequest, _llm_pb2.DeleteModelVersionResponse]
+    """Removes a version of a trained model, for good. "latest" then names the newest one that is left. A worker that has loaded it
+    serves it until it stops. Its files are removed from the store some time later.
+    """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListWorkersRequest, _llm_pb2.ListWorkersResponse]
     """Lists the GPU workers of the installation, of all tenants' jobs: what each runs on, and how full it is. For operators.
 
@@ -233,6 +245,26 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.ListModelsRequest, _abc.Awaitable[_llm_pb2.ListModelsResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListModelsResponse]:
         """Lists the models that a job may name."""
+
+    @_abc_1.abstractmethod
+    def SetModelAlias(
+        self,
+        request: _llm_pb2.SetModelAliasRequest,
+        context: _aio.ServicerContext[_llm_pb2.SetModelAliasRequest, _abc.Awaitable[_llm_pb2.SetModelAliasResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.SetModelAliasResponse]:
+        """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
+        that it has loaded until it starts again. A repeat changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModelVersion(
+        self,
+        request: _llm_pb2.DeleteModelVersionRequest,
+        context: _aio.ServicerContext[_llm_pb2.DeleteModelVersionRequest, _abc.Awaitable[_llm_pb2.DeleteModelVersionResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.DeleteModelVersionResponse]:
+        """Removes a version of a trained model, for good. "latest" then names the newest one that is left. A worker that has loaded it
+        serves it until it stops. Its files are removed from the store some time later.
+        """
 
     @_abc_1.abstractmethod
     def ListWorkers(

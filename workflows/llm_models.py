@@ -1,10 +1,12 @@
 """LLMModelsWorkflow: the models that a tenant has trained, with their versions and aliases.
 
     trainer ──update RegisterModel──▶ a new version, which "latest" names from then on
+    gateway ──updates SetModelAlias, DeleteModelVersion──▶ an alias names another version, a version goes
     gateway, GPU worker, trainer ──query GetRecord──▶ all models
 
 A tenant has at most MAX_MODELS, a model at most MAX_VERSIONS. Of more versions the oldest one without an alias goes,
-and trainers remove its files from the store.
+and trainers remove its files from the store. A model whose last version was removed stays, without one: the numbers
+of its versions never begin anew.
 """
 
 from typing import Final
@@ -15,15 +17,19 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from jobs import names
     from jobs.inputs import one_input
-    from jobs.training import ALIAS_PATTERN, LATEST, MODEL_NAME_PATTERN
-    from llm_pb import internal_pb2
+    from jobs.model_rules import check_delete_version, check_set_alias
+    from jobs.training import (
+        ALIAS_PATTERN,
+        LATEST,
+        MAX_ALIASES,
+        MAX_VERSIONS,
+        MODEL_NAME_PATTERN,
+        find_model,
+        shown_model,
+        why_no_room,
+    )
+    from llm_pb import internal_pb2, llm_pb2
 
-MAX_MODELS: Final = 100
-MAX_VERSIONS: Final = 20
-MAX_ALIASES: Final = 10
-"""Maximum number of aliases of a model. It is smaller than MAX_VERSIONS, so that some version can always go."""
-_MAX_BYTES: Final = 1024 * 1024
-"""Maximum size of the registry. Temporal takes no input of a run and no answer to a query of more than 2 MiB."""
 _MAX_UPDATES: Final = 1000
 
 
@@ -84,15 +90,78 @@ class LLMModelsWorkflow:
         bad_alias = request.alias and ALIAS_PATTERN.fullmatch(request.alias) is None
         if MODEL_NAME_PATTERN.fullmatch(request.model) is None or bad_alias:
             raise ApplicationError("the model or its alias has a bad name")
-        model = self._model(request.model)
-        if model is None and len(self._registry.models) >= MAX_MODELS:
-            raise ApplicationError(f"a tenant has at most {MAX_MODELS} models", type=names.TOO_MANY_MODELS)
-        grows = model is None or len(model.versions) < MAX_VERSIONS
-        if grows and self._registry.ByteSize() + request.ByteSize() > _MAX_BYTES:
-            message = "the models of the tenant have too many versions"
-            raise ApplicationError(message, type=names.TOO_MANY_MODELS)
-        if model is not None and len({*model.aliases, LATEST, request.alias} - {""}) > MAX_ALIASES:
+        if why := why_no_room(self._registry, request.model, request.alias, request.ByteSize()):
+            raise ApplicationError(why, type=names.TOO_MANY_MODELS)
+
+    @workflow.update(name=names.UPDATE_SET_MODEL_ALIAS)
+    @one_input
+    async def set_alias(self, request: llm_pb2.SetModelAliasRequest | None = None) -> llm_pb2.TrainedModel:
+        """Have an alias name a version, or none for version 0. Refused with a type of the errors of jobs.names."""
+        asked, model = self._setting(request)
+        self._updates += 1
+        if asked.version:
+            model.aliases[asked.alias] = asked.version
+        else:
+            model.aliases.pop(asked.alias, None)
+        return shown_model(model)
+
+    @set_alias.validator
+    @one_input
+    def _validate_set_alias(self, request: llm_pb2.SetModelAliasRequest | None = None) -> None:
+        """Refuse what cannot be done, which spares the history its events."""
+        self._setting(request)
+
+    @workflow.update(name=names.UPDATE_DELETE_MODEL_VERSION)
+    @one_input
+    async def delete_version(self, request: llm_pb2.DeleteModelVersionRequest | None = None) -> llm_pb2.TrainedModel:
+        """Remove a version that no alias but "latest" names. Refused with a type of the errors of jobs.names."""
+        asked, model = self._deleting(request)
+        self._updates += 1
+        del model.versions[[one.version.version for one in model.versions].index(asked.version)]
+        if model.versions:
+            model.aliases[LATEST] = model.versions[-1].version.version
+        else:
+            model.aliases.clear()
+        return shown_model(model)
+
+    @delete_version.validator
+    @one_input
+    def _validate_delete_version(self, request: llm_pb2.DeleteModelVersionRequest | None = None) -> None:
+        """Refuse what cannot be done, which spares the history its events."""
+        self._deleting(request)
+
+    def _setting(
+        self, request: llm_pb2.SetModelAliasRequest | None
+    ) -> tuple[llm_pb2.SetModelAliasRequest, internal_pb2.RegisteredModel]:
+        """Return the request and its model. Raises ApplicationError for what cannot be done."""
+        if request is None or check_set_alias(request):
+            raise ApplicationError("SetModelAlias takes one valid SetModelAliasRequest")
+        model = self._known(request.model, request.version)
+        if request.version and len({*model.aliases, LATEST, request.alias}) > MAX_ALIASES:
             raise ApplicationError(f"a model has at most {MAX_ALIASES} aliases", type=names.TOO_MANY_MODELS)
+        return request, model
+
+    def _deleting(
+        self, request: llm_pb2.DeleteModelVersionRequest | None
+    ) -> tuple[llm_pb2.DeleteModelVersionRequest, internal_pb2.RegisteredModel]:
+        """Return the request and its model. Raises ApplicationError for what cannot be done."""
+        if request is None or check_delete_version(request):
+            raise ApplicationError("DeleteModelVersion takes one valid DeleteModelVersionRequest")
+        model = self._known(request.model, request.version)
+        named = sorted(alias for alias, version in model.aliases.items() if version == request.version)
+        if other := [alias for alias in named if alias != LATEST]:
+            message = f"{request.model}@{request.version} has the alias {other[0]}: move it, or remove it"
+            raise ApplicationError(message, type=names.MODEL_VERSION_IN_USE)
+        return request, model
+
+    def _known(self, name: str, version: int) -> internal_pb2.RegisteredModel:
+        """Return a model that has a version; any one for 0. Raises ApplicationError without one."""
+        model = self._model(name)
+        if model is None or not model.versions:
+            raise ApplicationError(f"no model has been trained as {name}", type=names.MODEL_NOT_FOUND)
+        if version and all(one.version.version != version for one in model.versions):
+            raise ApplicationError(f"{name} has no version {version}, or no longer", type=names.MODEL_NOT_FOUND)
+        return model
 
     @workflow.query(name=names.QUERY_GET_RECORD)
     def get_record(self) -> internal_pb2.ModelRegistry:
@@ -100,7 +169,7 @@ class LLMModelsWorkflow:
         return self._registry
 
     def _model(self, name: str) -> internal_pb2.RegisteredModel | None:
-        return next((model for model in self._registry.models if model.name == name), None)
+        return find_model(self._registry, name)
 
     def _too_long(self) -> bool:
         most = self._registry.max_updates or _MAX_UPDATES

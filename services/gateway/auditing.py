@@ -28,6 +28,7 @@ WRITES: Final = frozenset(
         *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"),
         *("CreateSchedule", "UpdateSchedule", "PauseSchedule", "UnpauseSchedule"),
         *("TriggerSchedule", "BackfillSchedule", "DeleteSchedule"),
+        *("SetModelAlias", "DeleteModelVersion"),
         *("CreateBatch", "CancelBatch", "SubmitPipeline", "CancelPipeline", "AnswerStep"),
     }
 )

@@ -136,6 +136,12 @@ def answer_refused(reason: str, message: str) -> ApiError:
     return ApiError(make_status(codes.get(reason, code_pb2.FAILED_PRECONDITION), message, error_info(reason)))
 
 
+def trained_model_refused(reason: str, message: str) -> ApiError:
+    """The error for a change of a trained model that cannot be made. `reason` is one of jobs.names."""
+    code = code_pb2.NOT_FOUND if reason == names.MODEL_NOT_FOUND else code_pb2.FAILED_PRECONDITION
+    return ApiError(make_status(code, message, error_info(reason)))
+
+
 def job_deleted(user_id: str, request_id: str) -> ApiError:
     """ALREADY_EXISTS: the job under the idempotency key was deleted."""
     message = (

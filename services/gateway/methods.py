@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Final
 
 from batches import rules as batch_rules
-from jobs import file_rules, pipeline_rules, rules, schedule_rules
+from jobs import file_rules, model_rules, pipeline_rules, rules, schedule_rules
 from jobs.field_rules import Violation
 from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
@@ -25,6 +25,8 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "Cancel": rules.check_cancel,
     "List": rules.check_list,
     "ListModels": lambda _: (),
+    "SetModelAlias": model_rules.check_set_alias,
+    "DeleteModelVersion": model_rules.check_delete_version,
     "ListWorkers": rules.check_list_workers,
     "ListDeliveries": rules.check_workflow_id,
     "Redeliver": rules.check_redeliver,
@@ -65,6 +67,8 @@ LARGE_ANSWERS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches", "ListPipelines"), 128 * 1024),
     **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch", "GetPipeline"), 64 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
+    # 20 versions, each of half a KiB or so.
+    **dict.fromkeys(("SetModelAlias", "DeleteModelVersion"), 16 * 1024),
     # Ten runs, each with an error of at most 4 KiB or so.
     **dict.fromkeys(("CreateSchedule", "UpdateSchedule", "ListSchedules"), 64 * 1024),
     "GetSchedule": 64 * 1024 + schedule_rules.MAX_SCHEDULE_BYTES,

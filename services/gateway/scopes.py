@@ -41,6 +41,8 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/Cancel": CANCEL,
     "/llm.v1.LlmService/List": READ,
     "/llm.v1.LlmService/ListModels": READ_MODELS,
+    "/llm.v1.LlmService/SetModelAlias": TRAIN,
+    "/llm.v1.LlmService/DeleteModelVersion": TRAIN,
     "/llm.v1.LlmService/ListWorkers": WORKERS,
     "/llm.v1.LlmService/ListDeliveries": READ,
     "/llm.v1.LlmService/Redeliver": REDELIVER,

@@ -66,6 +66,7 @@ from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
+from services.gateway.trained_models import TrainedModels
 from services.gateway.workers import Workers
 from store.store import Store
 
@@ -115,6 +116,7 @@ async def serving_api(
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
+    trained = TrainedModels(client, effects)
     service = LlmServicer(
         client,
         submission,
@@ -123,6 +125,7 @@ async def serving_api(
         deliveries,
         deletions,
         models,
+        trained,
         workers,
         reader,
         inputs,
@@ -142,7 +145,7 @@ async def serving_api(
     live_steps = LiveSteps(batch_reader, client.data_converter)
     pipeline_streams = PipelineStreams(of_pipelines, live_steps, streams, feed, settings)
     datasets = Datasets(file_reader, has_store=has_store)
-    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption, datasets)
+    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption, datasets, trained)
     schedules = ScheduleService(
         client, effects, ScheduleReader(client), schedule_listing, settings, encryption, batch_submission
     )

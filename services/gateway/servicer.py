@@ -27,7 +27,7 @@ from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
 from services.gateway.tenants import TenantSettings
-from services.gateway.trained_models import trained_models
+from services.gateway.trained_models import TrainedModels
 from services.gateway.workers import Workers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,6 +48,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         deliveries: DeliveryService,
         deletions: DeletionService,
         models: Models,
+        trained: TrainedModels,
         workers: Workers,
         reader: JobReader,
         inputs: JobInputs,
@@ -70,6 +71,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._deliveries = deliveries
         self._deletions = deletions
         self._models = models
+        self._trained = trained
         self._workers = workers
         self._reader = reader
         self._inputs = inputs
@@ -123,12 +125,23 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""
         tenant = current_caller().tenant
-        models, trained = await asyncio.gather(
-            self._models.infos(self._client, tenant), trained_models(self._client, tenant)
-        )
+        models, trained = await asyncio.gather(self._models.infos(self._client, tenant), self._trained.all(tenant))
         response = llm_pb2.ListModelsResponse(models=models, trained=trained)
         await self._answers.of(context).reserve(response.ByteSize())
         return response
+
+    async def SetModelAlias(
+        self, request: llm_pb2.SetModelAliasRequest, context: _Context
+    ) -> llm_pb2.SetModelAliasResponse:
+        """See llm.proto."""
+        return llm_pb2.SetModelAliasResponse(model=await self._trained.set_alias(current_caller().tenant, request))
+
+    async def DeleteModelVersion(
+        self, request: llm_pb2.DeleteModelVersionRequest, context: _Context
+    ) -> llm_pb2.DeleteModelVersionResponse:
+        """See llm.proto."""
+        changed = await self._trained.delete_version(current_caller().tenant, request)
+        return llm_pb2.DeleteModelVersionResponse(model=changed)
 
     async def ListWorkers(self, request: llm_pb2.ListWorkersRequest, context: _Context) -> llm_pb2.ListWorkersResponse:
         """See llm.proto."""

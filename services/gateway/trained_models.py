@@ -1,25 +1,68 @@
-"""The models that a tenant has trained, as ListModels shows them."""
+"""The models that a tenant has trained: as ListModels shows them, and changes of them."""
 
-from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
+from jobs import names
 from jobs.ids import models_workflow_id
 from jobs.records import read_record
-from llm_pb import internal_pb2, llm_pb2
+from jobs.training import shown_model, why_no_room
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.errors import temporal_unavailable
+from services.gateway.effects import Effects
+from services.gateway.errors import temporal_unavailable, trained_model_refused
 
 
-async def trained_models(client: Client, tenant: str) -> list[llm_pb2.TrainedModel]:
-    """Return the trained models of a tenant, by name. Raises ApiError UNAVAILABLE, RPCError, PayloadError."""
-    try:
-        registry = await read_record(client, models_workflow_id(tenant), internal_pb2.ModelRegistry, RPC_TIMEOUT)
-    except WorkflowQueryFailedError as error:
-        raise temporal_unavailable("the registry of trained models does not answer; call again") from error
-    return [
-        llm_pb2.TrainedModel(
-            name=model.name,
-            versions=[one.version for one in reversed(model.versions)],
-            aliases=model.aliases,
-        )
-        for model in sorted(registry.models, key=lambda model: model.name)
-    ]
+class TrainedModels:
+    """The registries of trained models, one for each tenant."""
+
+    def __init__(self, client: Client, effects: Effects) -> None:
+        self._client = client
+        self._effects = effects
+
+    async def all(self, tenant: str) -> list[llm_pb2.TrainedModel]:
+        """Return the trained models of a tenant, by name. Raises ApiError UNAVAILABLE, RPCError, PayloadError."""
+        models = [model for model in (await self._registry(tenant)).models if model.versions]
+        return [shown_model(model) for model in sorted(models, key=lambda model: model.name)]
+
+    async def require_room(self, tenant: str, spec: pipeline_pb2.TrainingSpec) -> None:
+        """Raise ApiError FAILED_PRECONDITION if a training's model could not be registered now. Like all()."""
+        if why := why_no_room(await self._registry(tenant), spec.model, spec.alias):
+            raise trained_model_refused(names.TOO_MANY_MODELS, why)
+
+    async def set_alias(self, tenant: str, request: llm_pb2.SetModelAliasRequest) -> llm_pb2.TrainedModel:
+        """Have an alias name a version. Raises ApiError, RPCError, AuditUnavailable."""
+        return await self._change(tenant, names.UPDATE_SET_MODEL_ALIAS, request)
+
+    async def delete_version(self, tenant: str, request: llm_pb2.DeleteModelVersionRequest) -> llm_pb2.TrainedModel:
+        """Remove a version. Like set_alias()."""
+        return await self._change(tenant, names.UPDATE_DELETE_MODEL_VERSION, request)
+
+    async def _registry(self, tenant: str) -> internal_pb2.ModelRegistry:
+        try:
+            return await read_record(self._client, models_workflow_id(tenant), internal_pb2.ModelRegistry, RPC_TIMEOUT)
+        except WorkflowQueryFailedError as error:
+            raise temporal_unavailable("the registry of trained models does not answer; call again") from error
+
+    async def _change(
+        self,
+        tenant: str,
+        update: str,
+        request: llm_pb2.SetModelAliasRequest | llm_pb2.DeleteModelVersionRequest,
+    ) -> llm_pb2.TrainedModel:
+        try:
+            changed: llm_pb2.TrainedModel = await self._effects.update(
+                models_workflow_id(tenant), update, request, result_type=llm_pb2.TrainedModel
+            )
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            if not isinstance(cause, ApplicationError) or cause.type is None:
+                raise temporal_unavailable("the registry of trained models does not answer; call again") from error
+            raise trained_model_refused(cause.type, cause.message) from None
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            message = f"no model has been trained as {request.model}"
+            raise trained_model_refused(names.MODEL_NOT_FOUND, message) from None
+        return changed

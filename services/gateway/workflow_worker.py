@@ -52,6 +52,7 @@ from services.gateway.runs import Runs
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
+from services.gateway.trained_models import TrainedModels
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
 from services.gateway.workflow_runner import ContainedRunner
@@ -223,14 +224,17 @@ def workflow_worker(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client, deliveries)
-    datasets = Datasets(file_reader, has_store=has_store)
+    datasets, trained = Datasets(file_reader, has_store=has_store), TrainedModels(client, effects)
     scheduled = ScheduledJobs(
         submission,
         bounds,
         JobCancellation(effects, reader),
         reader,
         (BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption), batch_reader),
-        (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption, datasets), pipeline_reader),
+        (
+            PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption, datasets, trained),
+            pipeline_reader,
+        ),
     )
     in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, Runs(client), has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from deploy.local.stack import Stack
-from jobs import training
+from jobs import names, training
 from jobs.errors import reason_of
 from llm_pb import common_pb2, llm_pb2, pipeline_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -184,6 +184,36 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     assert (result.version, result.base_loss) == (2, version.loss)
     (model,) = (await tenants.models()).trained
     assert (dict(model.aliases), model.versions[0].base_model) == ({"latest": 2, "stable": 1}, "tuned@1")
+    # An alias moves, and a version goes that none names. Other tenants and those without the scope change nothing.
+    jobs = tenants.jobs()
+    delete = llm_pb2.DeleteModelVersionRequest(model="tuned", version=1)
+    move = llm_pb2.SetModelAliasRequest(model="tuned", alias="stable", version=2)
+    assert await refusal(jobs.DeleteModelVersion(delete)) == ("FAILED_PRECONDITION", names.MODEL_VERSION_IN_USE)
+    assert await refusal(tenants.jobs("globex").SetModelAlias(move)) == ("NOT_FOUND", names.MODEL_NOT_FOUND)
+    assert await refusal(tenants.jobs("poor").SetModelAlias(move)) == ("PERMISSION_DENIED", "MISSING_SCOPE")
+    for _ in range(2):
+        assert dict((await jobs.SetModelAlias(move)).model.aliases) == {"latest": 2, "stable": 2}
+    missing = llm_pb2.SetModelAliasRequest(model="tuned", alias="next", version=3)
+    assert await refusal(jobs.SetModelAlias(missing)) == ("NOT_FOUND", names.MODEL_NOT_FOUND)
+    for number in range(8):
+        await jobs.SetModelAlias(llm_pb2.SetModelAliasRequest(model="tuned", alias=f"a{number}", version=1))
+    more = llm_pb2.SetModelAliasRequest(model="tuned", alias="a8", version=1)
+    full = ("FAILED_PRECONDITION", names.TOO_MANY_MODELS)
+    assert await refusal(jobs.SetModelAlias(more)) == full
+    assert await refusal(submit(tenants.pipelines(), new_training(dataset, alias="a8"))) == full
+    for number in range(8):
+        await jobs.SetModelAlias(llm_pb2.SetModelAliasRequest(model="tuned", alias=f"a{number}"))
+    await jobs.SetModelAlias(llm_pb2.SetModelAliasRequest(model="tuned", alias="stable", version=1))
+    # A worker follows its alias when it starts again: "latest" is the newest version that is left.
+    delete.version = 2
+    assert [one.version for one in (await jobs.DeleteModelVersion(delete)).model.versions] == [1]
+    assert await refusal(jobs.DeleteModelVersion(delete)) == ("NOT_FOUND", names.MODEL_NOT_FOUND)
+    await worker.start()
+    await worker.wait_ready()
+    assert "tuned@latest is version 1" in worker.log
+    await worker.terminate()
+    # A number is never given again.
+    assert result_of(await train(tenants, dataset, seed=2)).version == 3
 
 
 async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(stack: Stack, tenants: Tenants) -> None:

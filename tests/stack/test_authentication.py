@@ -71,6 +71,8 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "Cancel": lambda: llm_pb2.CancelRequest(workflow_id=NO_JOB),
     "List": lambda: llm_pb2.ListRequest(),
     "ListModels": lambda: llm_pb2.ListModelsRequest(),
+    "SetModelAlias": lambda: llm_pb2.SetModelAliasRequest(model="nothing", alias="a", version=1),
+    "DeleteModelVersion": lambda: llm_pb2.DeleteModelVersionRequest(model="nothing", version=1),
     "ListWorkers": lambda: llm_pb2.ListWorkersRequest(),
     "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
     "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
@@ -109,6 +111,8 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "Cancel": "is not found",
     "List": "is not listed",
     "ListModels": "is about no job",
+    "SetModelAlias": "is about no job",
+    "DeleteModelVersion": "is about no job",
     "ListWorkers": "is about no job",
     "ListDeliveries": "is not found",
     "Redeliver": "is not found",
@@ -140,6 +144,7 @@ def nothing_at(method: str) -> str | None:
         "FILE_NOT_FOUND": FINDS_NO_FILE,
         "BATCH_NOT_FOUND": FINDS_NO_BATCH,
         "PIPELINE_NOT_FOUND": FINDS_NO_PIPELINE,
+        "MODEL_NOT_FOUND": {"SetModelAlias", "DeleteModelVersion"},
     }
     return next((reason for reason, methods in reasons.items() if method in methods), None)
 

@@ -172,6 +172,8 @@ VALID = {
         user_id="u", states=[llm_pb2.JOB_STATE_QUEUED], page_size=1, page_token="AAAA"
     ).SerializeToString(),
     "ListModels": b"",
+    "SetModelAlias": llm_pb2.SetModelAliasRequest(model="m", alias="a", version=1).SerializeToString(),
+    "DeleteModelVersion": llm_pb2.DeleteModelVersionRequest(model="m", version=1).SerializeToString(),
     "ListWorkers": llm_pb2.ListWorkersRequest(model="docstrings").SerializeToString(),
     "ListDeliveries": llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "Redeliver": llm_pb2.RedeliverRequest(workflow_id="llmjob-u-r", delivery_ids=["a"]).SerializeToString(),

@@ -31,12 +31,13 @@ LEAST: Final = {
     ("batch", "run"): ("pyproject.toml", os.devnull),
     ("files", "get"): (f"file-{'0' * 64}", "x"),
     ("pipeline", "run"): ("refine", '{"topic": "t", "models": {"write": "structured"}}', "--detach"),
+    ("models", "alias"): ("nothing", "a", "1"),
     ("pipeline", "answer"): ("llmpipe-nobody-1", "x", "--yes"),
 }
 """The arguments without which a command does nothing, where they are no id of a job."""
 
 
-ASKING: Final = (("delete",), ("files", "rm"))
+ASKING: Final = (("delete",), ("files", "rm"), ("models", "rm"))
 """The commands that ask before they do something."""
 
 

@@ -22,7 +22,14 @@ from deploy.local.stack import Stack
 from deploy.record_kill import BEGIN, END, record, with_recording
 from jobs.errors import RULES
 from jobs.field_rules import Violation
-from jobs.names import STEP_ANSWERED, STEP_NOT_FOUND, STEP_NOT_WAITING
+from jobs.names import (
+    MODEL_NOT_FOUND,
+    MODEL_VERSION_IN_USE,
+    STEP_ANSWERED,
+    STEP_NOT_FOUND,
+    STEP_NOT_WAITING,
+    TOO_MANY_MODELS,
+)
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import auth
@@ -149,6 +156,10 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.pipeline_not_found("a"),
         errors.pipeline_resumed(),
         *(errors.answer_refused(reason, "a") for reason in (STEP_NOT_FOUND, STEP_NOT_WAITING, STEP_ANSWERED)),
+        *(
+            errors.trained_model_refused(reason, "a")
+            for reason in (MODEL_NOT_FOUND, MODEL_VERSION_IN_USE, TOO_MANY_MODELS)
+        ),
         errors.audit_unavailable(),
         errors.exhausted("a"),
         errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),

@@ -23,6 +23,7 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from durable_llm.batch_errors import BATCH_ERRORS
 from durable_llm.file_errors import FILE_ERRORS
+from durable_llm.model_errors import MODEL_ERRORS
 from durable_llm.pipeline_errors import PIPELINE_ERRORS
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
@@ -606,7 +607,7 @@ def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
     """The table of the page is complete, which test_docs proves."""
     page = (ROOT / "docs" / "errors.md").read_text()
     reasons = re.findall(r"^\| `(\w+)` \| `\w+` \| (?!yes \||no \|)", page, re.MULTILINE)
-    kinds = {**errors.API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS}
+    kinds = {**errors.API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS, **MODEL_ERRORS}
     assert set(kinds) == set(reasons)
     assert [kind.reason for kind in kinds.values()] == list(kinds)
 

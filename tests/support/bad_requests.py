@@ -100,6 +100,7 @@ def rows() -> list[Row]:
         *_submit_rows(),
         *_workflow_id_rows(),
         *_list_rows(),
+        *_model_rows(),
         *(
             Row(rpc, "truncated", b"\x0a\x7f\x01", frozenset({""}))
             for rpc in REQUESTS
@@ -383,6 +384,23 @@ def _structured_rows() -> Iterator[Row]:
         submit(model="structured", params=first) + submit(model="structured", params=last),
         "job.params.regex",
     )
+
+
+def _model_rows() -> Iterator[Row]:
+    valid: Mapping[str, dict[str, Any]] = {
+        "SetModelAlias": {"model": "m", "alias": "a", "version": 1},
+        "DeleteModelVersion": {"model": "m", "version": 1},
+    }
+    bad: Mapping[str, tuple[Any, ...]] = {
+        "model": ("", "m@1", "a/b", "é", "m" * 65),
+        "alias": ("", "latest", "1", "a b", "a" * 65),
+        "version": (-1,),
+    }
+    for rpc, values in valid.items():
+        for field in values:
+            for value in (*bad[field], *((0,) if (rpc, field) == ("DeleteModelVersion", "version") else ())):
+                data = REQUESTS[rpc](**{**values, field: value}).SerializeToString()
+                yield _row(f"{field} {str(value)[:8]!r}", data, field, rpc=rpc)
 
 
 def _workflow_id_rows() -> Iterator[Row]:

@@ -29,6 +29,8 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/Cancel": 8,
     f"{SERVICE}/List": 8,
     f"{SERVICE}/ListModels": 6,
+    f"{SERVICE}/SetModelAlias": 2,
+    f"{SERVICE}/DeleteModelVersion": 2,
     f"{SERVICE}/ListWorkers": 3,
     f"{SERVICE}/ListDeliveries": 4,
     f"{SERVICE}/Redeliver": 4,

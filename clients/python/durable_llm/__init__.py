@@ -85,7 +85,7 @@ _NAMES: Final = {
 }
 """The public names by the modules that define them."""
 _MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES: Final = ("batch_errors", "errors", "file_errors", "output", "pipeline_errors", "retry")
+_MODULES: Final = ("batch_errors", "errors", "file_errors", "model_errors", "output", "pipeline_errors", "retry")
 
 
 if not TYPE_CHECKING:

@@ -19,6 +19,7 @@ from durable_llm._batches import AsyncBatches
 from durable_llm._file_stub import RetryingFileStub
 from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
+from durable_llm._model_calls import ModelCalls
 from durable_llm._pipelines import AsyncPipelines
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm._schedules import AsyncSchedules
@@ -65,7 +66,7 @@ class Outcome(Generic[J]):
     """The error with which the job or a call failed. None when the job succeeded."""
 
 
-class AsyncClient:
+class AsyncClient(ModelCalls):
     """A client of LlmService on one gRPC channel. Use it as a context manager, or close it."""
 
     def __init__(
@@ -191,16 +192,6 @@ class AsyncClient:
                     yield outcome
         finally:
             await window.close()
-
-    async def models(self) -> Sequence[llm_pb2.ModelInfo]:
-        """Return the models that a job may name. Raises ApiError."""
-        response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
-        return response.models
-
-    async def trained_models(self) -> Sequence[llm_pb2.TrainedModel]:
-        """Return the models that the caller's tenant has trained, with their versions. Raises ApiError."""
-        response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
-        return response.trained
 
     async def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
         """Return the GPU workers that serve the model, or all, as they have last reported themselves.

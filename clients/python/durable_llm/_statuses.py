@@ -11,11 +11,12 @@ from durable_llm._details import reason_of
 from durable_llm.batch_errors import BATCH_ERRORS
 from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation
 from durable_llm.file_errors import FILE_ERRORS
+from durable_llm.model_errors import MODEL_ERRORS
 from durable_llm.pipeline_errors import PIPELINE_ERRORS
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
-_BY_REASON: Final = {**API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS}
+_BY_REASON: Final = {**API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS, **MODEL_ERRORS}
 
 
 def from_call(error: grpc.aio.AioRpcError) -> ApiError:

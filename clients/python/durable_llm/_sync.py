@@ -147,6 +147,14 @@ class Client:
         """See AsyncClient.trained_models."""
         return self._loop.run(self._client.trained_models())
 
+    def set_model_alias(self, model: str, alias: str, version: int) -> llm_pb2.TrainedModel:
+        """See AsyncClient.set_model_alias."""
+        return self._loop.run(self._client.set_model_alias(model, alias, version))
+
+    def delete_model_version(self, model: str, version: int) -> llm_pb2.TrainedModel:
+        """See AsyncClient.delete_model_version."""
+        return self._loop.run(self._client.delete_model_version(model, version))
+
     def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
         """See AsyncClient.workers."""
         return self._loop.run(self._client.workers(model))

@@ -41,6 +41,7 @@ from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
+from services.gateway.trained_models import TrainedModels
 from services.gateway.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,9 @@ class PipelineSubmission:
         settings: GatewaySettings,
         encryption: Encryption | None,
         datasets: Datasets,
+        trained: TrainedModels,
     ) -> None:
+        self._trained = trained
         self._datasets = datasets
         self._effects = effects
         self._reader = reader
@@ -75,7 +78,8 @@ class PipelineSubmission:
         """Start a pipeline, or return the equal one that was started under its key. Its request has passed the rules.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another pipeline, RESOURCE_EXHAUSTED beyond the quota
-        of open jobs; RPCError, KeysUnavailable, AuditUnavailable. `waiter` is as in BatchSubmission.create().
+        of open jobs, FAILED_PRECONDITION for a training whose model has no room; RPCError, KeysUnavailable,
+        AuditUnavailable. `waiter` is as in BatchSubmission.create().
         """
         pipeline, traceparent = request.pipeline, current_traceparent()
         id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
@@ -84,6 +88,9 @@ class PipelineSubmission:
         resumed = found is not None and _goes_on(found)
         if found is not None and not resumed:
             return found
+        if pipeline.HasField("training"):
+            # It would be told after hours otherwise. Others may take the room meanwhile.
+            await self._trained.require_room(caller.tenant, pipeline.training)
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
         chosen = self._options(caller, pipeline, hash_)
         chosen.resumed = resumed

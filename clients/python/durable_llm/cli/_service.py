@@ -1,8 +1,10 @@
 """Commands about the service: models, workers, quota."""
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
@@ -16,12 +18,21 @@ if TYPE_CHECKING:
     from llm_pb.llm_pb2 import TrainedModel
 
 
-@click.command()
+_MAX_DIGITS: Final = 9
+
+
+@click.group(invoke_without_command=True)
 @click.option("--trained", is_flag=True, help="List the versions of the models that your tenant has trained instead.")
 @json_option
 @connection_options
-def models(connection: Connection, *, trained: bool, as_json: bool) -> None:
-    """List the models that a job may name."""
+@click.pass_context
+def models(context: click.Context, connection: Connection, *, trained: bool, as_json: bool) -> None:
+    """List the models that a job may name, or change those that your tenant has trained."""
+    if context.invoked_subcommand is not None:
+        given = [item for item in context.params if context.get_parameter_source(item) is ParameterSource.COMMANDLINE]
+        if given:
+            raise click.UsageError(f"Give options behind `{context.invoked_subcommand}`.")
+        return
     if trained:
         with connection.connect() as client:
             _write_trained(client.trained_models(), as_json=as_json)
@@ -47,6 +58,39 @@ def models(connection: Connection, *, trained: bool, as_json: bool) -> None:
         for model in found
     ]
     write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG", "PRICE"), rows)
+
+
+@models.command()
+@click.argument("model", type=NAME)
+@click.argument("name", type=NAME)
+@click.argument("version", type=click.IntRange(min=0, max=2**31 - 1))
+@json_option
+@connection_options
+def alias(connection: Connection, *, model: str, name: str, version: int, as_json: bool) -> None:
+    """Have the alias NAME of a trained model name VERSION. 0 removes the alias.
+
+    Workers follow when they start again.
+    """
+    with connection.connect() as client:
+        _write_trained([client.set_model_alias(model, name, version)], as_json=as_json)
+
+
+@models.command()
+@click.argument("version", metavar="MODEL@VERSION", type=NAME)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@connection_options
+def rm(connection: Connection, *, version: str, yes: bool) -> None:
+    """Remove a version of a trained model, which no alias but "latest" names."""
+    model, _, number = version.rpartition("@")
+    if not model or not number.isascii() or not number.isdigit() or len(number) > _MAX_DIGITS:
+        raise click.UsageError("VERSION must be MODEL@NUMBER, such as weather@3.")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody can be asked here: --yes removes without a question.")
+        click.confirm(f"Remove {version} for good?", abort=True, err=True)
+    with connection.connect() as client:
+        client.delete_model_version(model, int(number))
+    write_line(f"{version} removed")
 
 
 def _write_trained(models: "Sequence[TrainedModel]", *, as_json: bool) -> None:
