@@ -2799,6 +2799,7 @@ class PipelineOptions(_message.Message):
     DEFAULTS_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
+    DEFAULTS_WITHIN_FIELD_NUMBER: _builtins.int
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
     resumed: _builtins.bool
@@ -2829,6 +2830,10 @@ class PipelineOptions(_message.Message):
     def delivery(self) -> Global___JobOptions:
         """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
 
+    @_builtins.property
+    def defaults_within(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.PipelineRequest]:
+        """The operator's defaults of the specs of all pipelines, for those that run as steps. Only the oneof spec of each is set."""
+
     def __init__(
         self,
         *,
@@ -2840,10 +2845,11 @@ class PipelineOptions(_message.Message):
         defaults: _pipeline_pb2.PipelineRequest | None = ...,
         resumed: _builtins.bool = ...,
         delivery: Global___JobOptions | None = ...,
+        defaults_within: _abc.Iterable[_pipeline_pb2.PipelineRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "defaults_within", b"defaults_within", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

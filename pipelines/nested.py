@@ -58,7 +58,11 @@ async def run_pipeline(
     if (left := execution.grant(step)) is not None:
         request.budget.CopyFrom(left)
     chosen = internal_pb2.PipelineOptions(
-        max_job_timeout=options.max_job_timeout, hashes=options.hashes, resumed=options.resumed
+        max_job_timeout=options.max_job_timeout,
+        hashes=options.hashes,
+        resumed=options.resumed,
+        defaults=next((one for one in options.defaults_within if _is_of(one, request)), None),
+        defaults_within=options.defaults_within,
     )
     chosen.create_time.FromDatetime(workflow.now())
     chosen.expire_time.FromDatetime(workflow.now() + within)
@@ -83,6 +87,10 @@ async def _child(
     )
     execution.count(step, result)
     return result
+
+
+def _is_of(defaults: pipeline_pb2.PipelineRequest, request: pipeline_pb2.PipelineRequest) -> bool:
+    return defaults.WhichOneof("spec") == request.WhichOneof("spec")
 
 
 def _traceparent() -> str:

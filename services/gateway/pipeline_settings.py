@@ -26,6 +26,10 @@ class PipelineDefaults(RootModel[dict[str, dict[str, Any]]]):
         name = pipeline.WhichOneof("spec") or ""
         return self._request(name) if name in self.root else None
 
+    def all(self) -> list[pipeline_pb2.PipelineRequest]:
+        """Return the defaults of all pipelines that have some, as of() does."""
+        return [self._request(name) for name in sorted(self.root)]
+
     def _request(self, name: str) -> pipeline_pb2.PipelineRequest:
         request = pipeline_pb2.PipelineRequest()
         if name not in _SPECS:

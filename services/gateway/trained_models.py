@@ -2,12 +2,11 @@
 
 from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.ids import models_workflow_id
 from jobs.records import read_record
-from jobs.training import shown_model, why_no_room
+from jobs.training import find_model, shown_model, why_no_room
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.effects import Effects
@@ -51,6 +50,12 @@ class TrainedModels:
         update: str,
         request: llm_pb2.SetModelAliasRequest | llm_pb2.DeleteModelVersionRequest,
     ) -> llm_pb2.TrainedModel:
+        # A change of nothing is none: the audit log has no record of an effect then.
+        model = find_model(await self._registry(tenant), request.model)
+        known = [] if model is None else [one.version.version for one in model.versions]
+        if not known or request.version not in (0, *known):
+            version = f"@{request.version}" if request.version else ""
+            raise trained_model_refused(names.MODEL_NOT_FOUND, f"there is no trained model {request.model}{version}")
         try:
             changed: llm_pb2.TrainedModel = await self._effects.update(
                 models_workflow_id(tenant), update, request, result_type=llm_pb2.TrainedModel
@@ -60,9 +65,4 @@ class TrainedModels:
             if not isinstance(cause, ApplicationError) or cause.type is None:
                 raise temporal_unavailable("the registry of trained models does not answer; call again") from error
             raise trained_model_refused(cause.type, cause.message) from None
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            message = f"no model has been trained as {request.model}"
-            raise trained_model_refused(names.MODEL_NOT_FOUND, message) from None
         return changed

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -20,6 +19,7 @@ from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from runtime.health import Readiness
 from runtime.temporal import RPC_TIMEOUT
+from runtime.work_folders import sweep_work_folders, work_folder
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.models import get_model
@@ -27,6 +27,7 @@ from store.store import ObjectMissing, Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 2
+_PREFIX: Final = "durable-llm-model-"
 
 
 @asynccontextmanager
@@ -35,8 +36,9 @@ async def model_folder(settings: GpuWorkerSettings) -> AsyncIterator[str]:
     if not settings.is_trained:
         yield settings.model_path
         return
-    with TemporaryDirectory(prefix="durable-llm-model-") as folder:
-        yield folder
+    await asyncio.to_thread(sweep_work_folders, _PREFIX)
+    with work_folder(_PREFIX) as folder:
+        yield str(folder)
 
 
 async def load(

@@ -59,7 +59,8 @@ async def main() -> None:
             max_concurrent_activities=_STEPS,
             graceful_shutdown_timeout=settings.shutdown_grace,
         )
-        async with beside(TrainingSweeper(client, store, settings).keep_sweeping()), trainings, others:
+        sweeping = TrainingSweeper(client, store, settings).keep_sweeping()
+        async with beside(sweeping, device.require()), trainings, others:
             logging.getLogger("services.trainer").info("ready")
             with readiness.serving():
                 await process.forever()

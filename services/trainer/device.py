@@ -11,6 +11,13 @@ class Device:
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
+        self.lost = asyncio.Event()
+        """Set once the device cannot be used any more by this process."""
+
+    async def require(self) -> None:
+        """Wait until the device is lost, and raise RuntimeError then: another process may find a good one."""
+        await self.lost.wait()
+        raise RuntimeError("the trainer has lost its GPU")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in a thread and return its result. A cancel waits for the end of the function."""

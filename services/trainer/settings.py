@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, DirectoryPath, Field
 from pydantic_settings import SettingsConfigDict
@@ -64,6 +64,10 @@ class TrainerSettings(MetricsSettings):
     PT0S: they are cancelled at once."""
     metrics_port: int = Field(9470, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+
+
+WORK_PREFIX: Final = "durable-llm-training-"
+"""Beginning of the names of folders in the work_dir."""
 
 
 def folder_of(settings: TrainerSettings, name: str) -> Path | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from temporalio import activity
@@ -21,13 +20,14 @@ from jobs.options import duration
 from jobs.training import LIMIT_EXCEEDED
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.temporal import RPC_TIMEOUT
+from runtime.work_folders import work_folder
 from services.trainer.base_models import BaseModels, digest_of
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.dataset import Document, inspect, read
 from services.trainer.dataset_files import fetch_file
 from services.trainer.device import Device
 from services.trainer.failures import step_errors
-from services.trainer.settings import TrainerSettings
+from services.trainer.settings import WORK_PREFIX, TrainerSettings
 from services.trainer.shards import SHARD_TOKENS, Datasets, read_shards
 from services.trainer.tokenizing import Tokenizing
 from services.trainer.training import TrainedModel
@@ -240,8 +240,8 @@ class TrainingSteps:
     @contextmanager
     def _working(self) -> Iterator[Path]:
         """Provide a folder for a step, which is removed at its end, and name its errors."""
-        with step_errors(), TemporaryDirectory(dir=self._settings.work_dir, prefix="training-") as folder:
-            yield Path(folder)
+        with step_errors(self._device), work_folder(WORK_PREFIX, self._settings.work_dir) as folder:
+            yield folder
 
 
 class _Counts:

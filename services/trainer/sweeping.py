@@ -15,7 +15,8 @@ from jobs.records import read_record
 from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
-from services.trainer.settings import TrainerSettings
+from runtime.work_folders import sweep_work_folders
+from services.trainer.settings import WORK_PREFIX, TrainerSettings
 from services.trainer.shards import TRAINING_FOLDER
 from store.models import MODELS_FOLDER
 from store.store import Store, StoreUnavailable
@@ -34,7 +35,8 @@ class TrainingSweeper:
         self._settings = settings
 
     async def keep_sweeping(self) -> None:
-        """Sweep at the interval of the settings, until cancelled."""
+        """Sweep the disk once, and the store at the interval of the settings, until cancelled."""
+        await asyncio.to_thread(sweep_work_folders, WORK_PREFIX, self._settings.work_dir)
         if not self._settings.sweep_interval:
             return
         while True:

@@ -5,7 +5,6 @@ import logging
 import time
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from temporalio import activity
@@ -21,12 +20,13 @@ from jobs.training import (
     TRAINING_FAILED,
 )
 from llm_pb import internal_pb2
+from runtime.work_folders import work_folder
 from services.trainer.base_models import BaseModels
 from services.trainer.checkpoints import Checkpoint, Checkpoints
 from services.trainer.device import Device
 from services.trainer.failures import step_errors
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.settings import TrainerSettings
+from services.trainer.settings import WORK_PREFIX, TrainerSettings
 from services.trainer.shards import read_shards
 from services.trainer.training import Recipe, TrainingRun
 from store.store import Store
@@ -57,8 +57,8 @@ class TrainModel:
 
         A cancel, and a trainer that stops, end the attempt with a checkpoint. Raises ApplicationError.
         """
-        with step_errors(), TemporaryDirectory(dir=self._settings.work_dir, prefix="training-") as folder:
-            attempt = _Attempt(self._store, self._device, self._metrics, task, Path(folder))
+        with step_errors(self._device), work_folder(WORK_PREFIX, self._settings.work_dir) as folder:
+            attempt = _Attempt(self._store, self._device, self._metrics, task, folder)
             try:
                 await attempt.load(self._models, self._settings)
                 return await attempt.run()

@@ -1,5 +1,6 @@
 """Images as jobs, and the pipeline `world` that is made of them and of texts."""
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -8,7 +9,10 @@ from typing import Any
 
 import grpc
 import pytest
-from temporalio.client import Client
+from google.protobuf.wrappers_pb2 import StringValue
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowExecutionStatus
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
@@ -19,14 +23,17 @@ from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
 from services.gpu_worker.engines.simulated_images import png
 from tests.support.batches import Stubs, create, lines_of
 from tests.support.commands import run
 from tests.support.deletions import delete
-from tests.support.files import bad_fields, download, get, refusal, sha256
+from tests.support.files import PATIENCE, bad_fields, download, get, refusal, sha256
 from tests.support.jobs import new_job, run_job
-from tests.support.pipelines import Followed, follow, submit
+from tests.support.pipelines import WITH_PIPELINES, Followed, follow, new_pipeline, submit
+from tests.support.schedules import create as create_schedule
+from tests.support.schedules import ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
 from tests.support.worlds import FILTERED, MODELS, PAINTER, leaves, new_world, world_of
 
@@ -51,7 +58,7 @@ class Clients:
 async def clients(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clients]:
     environment = {
         "gateway": {
-            **FAST["gateway"],
+            **WITH_PIPELINES["gateway"],
             "GATEWAY_MODELS": json.dumps(MODELS),
             "GATEWAY_PIPELINE_DEFAULTS": json.dumps(DEFAULTS),
         },
@@ -219,6 +226,36 @@ async def test_a_failed_world_without_any_text_goes_on_as_well(clients: Clients)
     assert reason_of((await follow(clients.pipelines, id_)).status.root.error) == "INVALID_OUTPUT"
 
 
+async def test_a_failed_world_does_not_go_on_when_its_schedule_tries_its_start_again(clients: Clients) -> None:
+    """As it does when it has not learned that the start was done: nobody has asked for another run."""
+    world = new_world("", posts=0, images=0)
+    world.user_id = ""
+    world.world.theme = world.world.theme.replace("[[when Describe a world: {", "[[when Describe a world: ")
+    schedules: Any = ScheduleServiceStub(clients.channel)
+    schedule = new_schedule()
+    schedule.pipeline.CopyFrom(world)
+    id_ = await create_schedule(schedules, schedule)
+    await trigger(schedules, id_)
+    (run,) = ended(await until(schedules, id_, ended))
+    temporal = await Client.connect(clients.stack.address("temporal"), data_converter=data_converter)
+    before = await temporal.get_workflow_handle(run.workflow_id).describe()
+    starter = await temporal.get_workflow_handle(await before.memo_value(names.MEMO_WAITER)).describe()
+    again = await temporal.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=starter.id, run_id=starter.run_id),
+            # The end of the first task, which asks for the start.
+            workflow_task_finish_event_id=4,
+            reason="the start is tried again",
+            request_id=starter.id,
+        )
+    )
+    async with asyncio.timeout(PATIENCE):
+        await temporal.get_workflow_handle(starter.id, run_id=again.run_id).result()
+    after = await temporal.get_workflow_handle(run.workflow_id).describe()
+    assert (after.run_id, after.status) == (before.run_id, WorkflowExecutionStatus.FAILED)
+
+
 async def test_a_batch_takes_no_line_for_a_model_that_makes_images(clients: Clients) -> None:
     stubs = Stubs(clients.files, BatchServiceStub(clients.channel))
     created = await create(stubs, lines_of(1, model="painter"), "alice")
@@ -236,6 +273,12 @@ async def test_what_the_operator_has_set_holds_for_what_a_request_leaves_out(cli
     result = pipeline_pb2.RefineResult()
     assert seen.result.value.Unpack(result)
     assert (result.rounds, result.below_threshold) == (2, True)
+    # Also where it runs within another one.
+    outer = new_pipeline("refining", StringValue(value=pipeline.refine.topic))
+    seen = await follow(clients.pipelines, (await submit(clients.pipelines, outer)).pipeline_id)
+    assert seen.result is not None, seen.status.root.error
+    assert seen.result.value.Unpack(result)
+    assert result.rounds == 2
     swapped = new_world("swapped", models={"describe": "painter"}, image_model="docstrings")
     fields = {'pipeline.world.models["describe"]', "pipeline.world.image_model"}
     assert await bad_fields(submit(clients.pipelines, swapped)) == fields

@@ -224,3 +224,38 @@ async def test_a_second_cancel_does_not_give_the_device_away() -> None:
         await stepping
     await saving
     assert order == ["step", "save"]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "again", "lost"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be", training.GPU_LOST, True, True),
+        ("CUDA error: the launch timed out and was terminated", training.GPU_LOST, True, True),
+        ("No CUDA GPUs are available", training.GPU_LOST, True, True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", training.GPU_LOST, True, True),
+        ("CUDA error: device-side assert triggered", training.TRAINING_FAILED, False, False),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", training.OUT_OF_MEMORY, False, False),
+        ("CUDA error: out of memory", training.OUT_OF_MEMORY, False, False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", training.OUT_OF_MEMORY, False, False),
+        ("DefaultCPUAllocator: can't allocate memory", training.OUT_OF_MEMORY, False, False),
+        ("mat1 and mat2 shapes cannot be multiplied", training.TRAINING_FAILED, False, False),
+    ],
+)
+def test_a_lost_gpu_is_tried_elsewhere_and_nothing_else_of_torch(
+    message: str, reason: str, again: bool, lost: bool
+) -> None:
+    device = Device()
+    with pytest.raises(ApplicationError) as caught, step_errors(device):
+        raise RuntimeError(message)
+    error = caught.value
+    assert (error.type, not error.non_retryable, device.lost.is_set()) == (reason, again, lost)
+
+
+async def test_a_trainer_ends_once_its_gpu_is_lost() -> None:
+    """Each of its steps would fail, and take one after the other from trainers that have a GPU."""
+    device = Device()
+    ended = asyncio.create_task(device.require())
+    with pytest.raises(ApplicationError), step_errors(device):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    with pytest.raises(RuntimeError, match="lost its GPU"):
+        await asyncio.wait_for(ended, 10)

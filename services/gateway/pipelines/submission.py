@@ -85,7 +85,8 @@ class PipelineSubmission:
         id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
         audit.describe(user_id=pipeline.user_id, job=id_)
         found = await self._found(caller, id_, pipeline)
-        resumed = found is not None and _goes_on(found)
+        # What a schedule starts has a key of its own, so one that is found was started by an earlier try.
+        resumed = found is not None and not waiter and _goes_on(found)
         if found is not None and not resumed:
             return found
         if pipeline.HasField("training"):
@@ -238,6 +239,7 @@ class PipelineSubmission:
             max_job_timeout=options.duration(settings.max_total_timeout),
             delivery=delivery_options(settings),
             defaults=settings.pipeline_defaults.of(pipeline),
+            defaults_within=settings.pipeline_defaults.all(),
         )
         within = _within(pipeline, settings)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)

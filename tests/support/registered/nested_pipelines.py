@@ -4,7 +4,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from jobs.pipelines import MAX_TEXT_BYTES
-from llm_pb import batch_pb2, common_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
 from pipelines import Pipeline, StepFailed, pipeline
 
 _WIDE = 20
@@ -75,6 +75,15 @@ async def nesting(llm: Pipeline, spec: Struct) -> StringValue:
         return written.value
 
     return StringValue(value="|".join(await llm.map("parts", list(spec["topics"]), run)))
+
+
+@pipeline("refining", StringValue, pipeline_pb2.RefineResult)
+async def refining(llm: Pipeline, topic: StringValue) -> pipeline_pb2.RefineResult:
+    """Run a refinement that leaves everything but its topic to the operator."""
+    refined: pipeline_pb2.RefineResult = await llm.pipeline(
+        "article", "refine", pipeline_pb2.RefineSpec(topic=topic.value)
+    )
+    return refined
 
 
 @pipeline("careless", StringValue, StringValue)
