@@ -49,6 +49,7 @@ from pipelines.program import Pipeline
 from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, deliver_outcome
+from workflows.outcome_metrics import record_pipeline
 
 _PUBLISH_EVERY: Final = timedelta(milliseconds=250)
 _LOCAL: Final = timedelta(seconds=10)
@@ -270,6 +271,7 @@ class LLMPipelineWorkflow:
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
         recalled = self._execution.recalled_tokens
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECALLED_TOKENS: recalled})
+        record_pipeline(self._execution.name, final)
         workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
         result = self._result if self._result is not None else pipeline_pb2.PipelineResult()
         result.usage.CopyFrom(status.root.usage)

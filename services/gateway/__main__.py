@@ -39,7 +39,7 @@ async def main() -> None:
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         store = open_store(StoreSettings(), encryption)
         meter = metrics.meter(__package__)
-        counted = GatewayMetrics(meter)
+        counted = GatewayMetrics(meter, settings.tenants)
         knows_tenants = names.TENANT_ID.name in known
         if settings.role != Role.API:
             await stack.enter_async_context(running_workflows(client, feed, settings, counted, encryption, store))

@@ -1,17 +1,29 @@
 """The metrics of a gateway's API: accepted jobs, watchers, and the lag of their feed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from opentelemetry.metrics import Meter, Observation
 
 from jobs.classes import NAMES, label_of
 from runtime.metrics import SHORT_SECONDS
+from services.gateway.tenants import TenantSettings
+
+_QUOTAS: Final = {
+    "requests_per_second",
+    "max_open_jobs",
+    "max_output_tokens_per_day",
+    "max_files",
+    "max_file_bytes",
+}
+"""Fields of TenantSettings that refuse calls."""
 
 
 class GatewayMetrics:
     """The instruments of one gateway."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, tenants: Mapping[str, TenantSettings]) -> None:
+        """`tenants` are those whose quotas the gateway keeps."""
         self.submitted = meter.create_counter(
             "llm.job.submitted", unit="{job}", description="Jobs that Submit started, without repeats of a Submit."
         )
@@ -37,10 +49,10 @@ class GatewayMetrics:
             description="Reports of GPU workers that are invalid, or of more workers than a gateway keeps.",
         )
         self.ignored_reports.add(0)
-        self.quota_refusals = meter.create_counter(
+        self._quota_refusals = meter.create_counter(
             "llm.gateway.quota.refusals",
             unit="{call}",
-            description="Calls that a quota of their tenant refused, by the name of the quota.",
+            description="Calls that a quota of their tenant refused, by tenant and by the name of the quota.",
         )
         self.class_refusals = meter.create_counter(
             "llm.gateway.class.refusals",
@@ -55,10 +67,15 @@ class GatewayMetrics:
         # The metrics exist before the first watcher or refusal comes.
         for job_class in NAMES:
             self.class_refusals.add(0, {"llm.job.class": label_of(job_class)})
-        for quota in ("requests_per_second", "max_open_jobs", "max_output_tokens_per_day"):
-            self.quota_refusals.add(0, {"llm.quota": quota})
+        for tenant, quotas in tenants.items():
+            for quota in _QUOTAS.intersection(quotas.model_dump(exclude_none=True)):
+                self._quota_refusals.add(0, {"llm.tenant": tenant, "llm.quota": quota})
         self.watchers.add(0)
         self.watches.add(0)
+
+    def count_quota_refusal(self, tenant: str, quota: str) -> None:
+        """Count a call that a quota of a tenant has refused. Only tenants of the settings have quotas."""
+        self._quota_refusals.add(1, {"llm.tenant": tenant, "llm.quota": quota})
 
     def observe_unread(self, meter: Meter, held_bytes: Callable[[], int]) -> None:
         """Measure the memory that calls hold until their answers are read."""

@@ -13,7 +13,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 
 from jobs import names
 from jobs.ids import ledger_workflow_id
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.group_commit import CommitError, TooManyWaitingError
@@ -48,7 +48,7 @@ class RequestQuotas:
         """Count a call. Raises ApiError RESOURCE_EXHAUSTED beyond the quota; the call does not count then."""
         bucket = self._buckets.get(caller.tenant)
         if bucket is not None and (wait := bucket.take()):
-            self._metrics.quota_refusals.add(1, {"llm.quota": "requests_per_second"})
+            self._metrics.count_quota_refusal(caller.tenant, "requests_per_second")
             allowed = f"{bucket.per_second:g} calls a second, {bucket.burst} at once"
             description = f"tenant {caller.tenant} may make {allowed}; call again in {wait:.3f} s"
             raise quota_exceeded(caller.tenant, "requests_per_second", description, timedelta(seconds=wait))
@@ -81,6 +81,11 @@ class OpenJobQuotas:
             if tenant.max_open_jobs is not None or tenant.max_output_tokens_per_day is not None
         }
 
+    @property
+    def tenants(self) -> list[str]:
+        """The tenants with a quota of open jobs or output tokens."""
+        return [*self._ledgers]
+
     def ledger(self, tenant: str) -> str:
         """Return the workflow id of the tenant's ledger; empty without a quota."""
         ledger = self._ledgers.get(tenant)
@@ -112,13 +117,13 @@ class OpenJobQuotas:
         tokens_per_day = self._ledgers[tenant].tokens_per_day
         if tokens_per_day is not None and (why != names.QUOTA_REACHED or output_tokens > tokens_per_day):
             return self._tokens_refusal(tenant, why, output_tokens, tokens_per_day)
-        self._metrics.quota_refusals.add(1, {"llm.quota": "max_open_jobs"})
+        self._metrics.count_quota_refusal(tenant, "max_open_jobs")
         limit = self._ledgers[tenant].limit
         description = f"tenant {tenant} may have {limit} open jobs; submit the job again when one has ended"
         return quota_exceeded(tenant, "max_open_jobs", description, _OPEN_JOBS_WAIT)
 
     def _tokens_refusal(self, tenant: str, why: str, output_tokens: int, tokens_per_day: int) -> Exception:
-        self._metrics.quota_refusals.add(1, {"llm.quota": _TOKENS})
+        self._metrics.count_quota_refusal(tenant, _TOKENS)
         description = f"tenant {tenant} may use {tokens_per_day} output tokens a day of UTC; "
         if output_tokens > tokens_per_day:
             description += f"a job that may need {output_tokens} never fits: ask for fewer tokens"
@@ -143,21 +148,39 @@ class OpenJobQuotas:
         except WorkflowQueryFailedError as error:
             raise temporal_unavailable(_UNCOUNTED) from error
 
+    async def shares(self, tenant: str) -> dict[str, float]:
+        """Return the used share of each quota of a tenant of `tenants`, by quota. A quota of nothing has none.
+
+        Raises RPCError, ApiError UNAVAILABLE.
+        """
+        ledger, limits, shares = self._ledgers[tenant], self._tenants[tenant], {}
+        usage = await self._usage(ledger)
+        if limits.max_open_jobs:
+            shares["max_open_jobs"] = usage.slots / limits.max_open_jobs
+        if limits.max_output_tokens_per_day:
+            shares[_TOKENS] = (_used_today(usage) + usage.reserved_tokens) / limits.max_output_tokens_per_day
+        return shares
+
     async def tokens_of(self, tenant: str) -> llm_pb2.OutputTokensQuota | None:
         """Return the quota of output tokens of a tenant, None without one. Raises RPCError, ApiError UNAVAILABLE."""
         if (ledger := self._ledgers.get(tenant)) is None or ledger.tokens_per_day is None:
             return None
+        usage = await self._usage(ledger)
+        quota = llm_pb2.OutputTokensQuota(
+            limit_per_day=ledger.tokens_per_day, used=_used_today(usage), reserved=usage.reserved_tokens
+        )
+        quota.reset_time.FromDatetime(_midnight_after(datetime.now(UTC)))
+        return quota
+
+    async def _usage(self, ledger: Ledger) -> internal_pb2.LedgerUsage:
         try:
-            usage = await ledger.usage()
+            return await ledger.usage()
         except WorkflowQueryFailedError as error:
             raise temporal_unavailable(_UNCOUNTED) from error
-        now = datetime.now(UTC)
-        used = usage.used_tokens if usage.day == (now - _EPOCH).days else 0
-        quota = llm_pb2.OutputTokensQuota(
-            limit_per_day=ledger.tokens_per_day, used=used, reserved=usage.reserved_tokens
-        )
-        quota.reset_time.FromDatetime(_midnight_after(now))
-        return quota
+
+
+def _used_today(usage: internal_pb2.LedgerUsage) -> int:
+    return usage.used_tokens if usage.day == (datetime.now(UTC) - _EPOCH).days else 0
 
 
 def _midnight_after(now: datetime) -> datetime:

@@ -22,7 +22,6 @@ from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
 from services.gateway.batches.listing import BatchListing
-from services.gateway.batches.open_batches import OpenBatches
 from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.results import BatchStreams
 from services.gateway.batches.servicer import BatchServicer
@@ -45,6 +44,7 @@ from services.gateway.methods import SERVICES
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
+from services.gateway.open_work import OpenWork
 from services.gateway.page_token import PageTokens
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.listing import PipelineListing
@@ -55,6 +55,7 @@ from services.gateway.pipelines.streams import PipelineStreams
 from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
+from services.gateway.quota_usage import QuotaUsage
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.schedule_bounds import ScheduleBounds, WorkBounds
 from services.gateway.schedule_listing import ScheduleListing
@@ -216,7 +217,9 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
-            OpenBatches(client, meter).keep_counting(settings.open_jobs_interval),
+            OpenWork(client, meter, "batch").keep_counting(settings.open_jobs_interval),
+            OpenWork(client, meter, "pipeline").keep_counting(settings.open_jobs_interval),
+            QuotaUsage(open_jobs, meter).keep_counting(settings.open_jobs_interval),
             set_queue_rates(client, settings),
             auth.keep_current(),
         ):

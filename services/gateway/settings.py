@@ -252,9 +252,9 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     batch_max_watched: int = Field(100, ge=4, le=1000)
     """Maximum number of items of one batch with "watch": true that run or wait for a worker at the same time."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
-    """Interval at which the gateway counts the jobs and batches that have not ended, for metrics. A count is two
-    requests to Temporal's visibility for each model, at most two a second, and one for batches. A gateway whose count
-    Temporal refuses counts less often. PT0S: never."""
+    """Interval at which the gateway counts what has not ended, for metrics. A count is two requests to Temporal's
+    visibility for each model, at most two a second, one for batches and one for pipelines. A gateway whose count
+    Temporal refuses counts less often. The quotas of tenants in use are read as often. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
     """Maximum number of concurrent workflow tasks."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))

@@ -28,11 +28,12 @@ SETTLED = {
 }
 """Number of jobs of tests.support.scrapes.measured_stack by model, state and reason."""
 PAGE = ROOT / "docs" / "observe.md"
+TENANTS = '{"acme": {"max_open_jobs": 2}}'
 
 
 @pytest.fixture(scope="module")
 async def measured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    async with measured_stack(tmp_path_factory.mktemp("metrics")) as stack:
+    async with measured_stack(tmp_path_factory.mktemp("metrics"), GATEWAY_TENANTS=TENANTS) as stack:
         yield stack
 
 
@@ -267,12 +268,14 @@ UNUSED = {
     "llm_engine_seat_release_duration_seconds",
     "llm_batch_flush_duration_seconds",
     "llm_batch_ended_total",
+    "llm_pipeline_ended_total",
+    "llm_pipeline_steps_total",
     "llm_training_steps_total",
     "llm_training_tokens_total",
     "llm_training_loss_ratio",
     "llm_training_checkpoint_duration_seconds",
 }
-"""Metrics that are served once a job has paused or a batch has run, and by a trainer: see test_seats,
+"""Metrics that are served once a job has paused, a batch or a pipeline has run, and by a trainer: see test_seats,
 test_observability and tests/chaos/test_training.py."""
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
 """Labels that Temporal adds to the metrics of a workflow."""

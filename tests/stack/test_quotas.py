@@ -35,7 +35,7 @@ from tests.support.quotas import (
     submit,
     until_accepted,
 )
-from tests.support.scrapes import scrape
+from tests.support.scrapes import Scrape, scrape, scrape_until
 
 SLOW = {"requests_per_second": 0.01, "request_burst": 3}
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
@@ -53,8 +53,10 @@ TENANTS: dict[str, dict[str, Any]] = {
     },
     "lowered": {"max_open_jobs": 3},
     "none": {"max_open_jobs": 0},
+    "measured": {"max_open_jobs": 4, "max_output_tokens_per_day": 100},
     "with-hyphen": {"max_open_jobs": 2, "requests_per_second": 50, "request_burst": 70, "weight": 4},
 }
+QUOTAS = {"requests_per_second", "max_open_jobs", "max_output_tokens_per_day"}
 
 
 @pytest.fixture(scope="module")
@@ -326,15 +328,33 @@ async def test_the_python_client_waits_as_it_is_told(stack: Stack, temporal: Cli
         await waiting
 
 
-async def test_refusals_are_counted_by_quota(stack: Stack, gateway: TenantGateway) -> None:
-    """And by no tenant's name."""
+async def test_refusals_are_counted_by_tenant_and_quota(stack: Stack, gateway: TenantGateway) -> None:
+    """Each quota of a tenant has its series before the first refusal, and a tenant without quotas has none."""
     assert await is_refused(gateway.of("none"))
-    found = await scrape(stack, gateway.process.name)
-    samples = [sample for sample in found.samples if sample.name == "llm_gateway_quota_refusals_total"]
-    quotas = {"max_open_jobs", "max_output_tokens_per_day", "requests_per_second"}
-    assert {sample.labels["llm_quota"] for sample in samples} <= quotas
-    assert all("none" not in sample.labels.values() for sample in samples)
-    assert sum(sample.value for sample in samples) >= 1
+    found = (await scrape(stack, gateway.process.name)).by(
+        "llm_gateway_quota_refusals_total", "llm_tenant", "llm_quota"
+    )
+    assert found["none", "max_open_jobs"] >= 1
+    assert {(tenant, quota) for tenant, limits in TENANTS.items() for quota in QUOTAS & limits.keys()} == found.keys()
+
+
+async def test_the_used_share_of_each_quota_is_measured(
+    stack: Stack, temporal: Client, installation: Installation
+) -> None:
+    """At every gateway, whichever has reserved the slots. A quota of nothing has no share."""
+
+    def shares(found: Scrape) -> dict[tuple[str, ...], float]:
+        return found.by("llm_quota_usage_ratio", "llm_tenant", "llm_quota")
+
+    async with installation.gateway(GATEWAY_OPEN_JOBS_INTERVAL="PT1S") as gateway:
+        id_ = await until_accepted(gateway.of("measured"), queued_job(params={"max_tokens": 50}))
+        measured = {("measured", "max_open_jobs"): 0.25, ("measured", "max_output_tokens_per_day"): 0.5}
+        found = shares(
+            await scrape_until(stack, lambda found: measured.items() <= shares(found).items(), gateway.process.name)
+        )
+        assert ("none", "max_open_jobs") not in found
+        await end(temporal, gateway.of("measured"), [id_])
+        await scrape_until(stack, lambda found: shares(found)["measured", "max_open_jobs"] == 0, gateway.process.name)
 
 
 async def test_a_tenant_without_a_quota_pays_nothing(temporal: Client, gateway: TenantGateway) -> None:

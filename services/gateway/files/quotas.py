@@ -105,7 +105,7 @@ class FileQuotas:
         known.sizes, known.looked_at = found, began
 
     def _refusal(self, tenant: str, quota: str, description: str, wait: timedelta | None = _WAIT) -> Exception:
-        self._metrics.quota_refusals.add(1, {"llm.quota": quota})
+        self._metrics.count_quota_refusal(tenant, quota)
         return quota_exceeded(tenant, quota, description, wait)
 
 

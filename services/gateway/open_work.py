@@ -1,4 +1,7 @@
-"""Counts the batches that have not ended, for metrics: see services.gateway.open_jobs, whose interval it has."""
+"""Counts the batches and pipelines that have not ended, for metrics: see services.gateway.open_jobs.
+
+Each kind is one list of visibility per interval, of up to 1,000 workflows a page.
+"""
 
 import asyncio
 import logging
@@ -17,37 +20,40 @@ from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
 
 _log = logging.getLogger(__name__)
-_QUERY: Final = f"WorkflowType = '{names.BATCH_WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'"
+_WORKFLOW_TYPES: Final = {"batch": names.BATCH_WORKFLOW_TYPE, "pipeline": names.PIPELINE_WORKFLOW_TYPE}
 
 
-class OpenBatches:
-    """Gauges of the batches that have not ended. They are absent while Temporal does not list them."""
+class OpenWork:
+    """Gauges of the batches or the pipelines that have not ended. They are absent while Temporal does not list them."""
 
-    def __init__(self, client: Client, meter: Meter) -> None:
+    def __init__(self, client: Client, meter: Meter, kind: str) -> None:
+        """`kind` is "batch" or "pipeline"."""
         self._client = client
+        self._query = f"WorkflowType = '{_WORKFLOW_TYPES[kind]}' AND ExecutionStatus = 'Running'"
+        self._name = {"batch": "batches", "pipeline": "pipelines"}[kind]
         self._created: list[datetime] | None = None
         """When each of them was created."""
         meter.create_observable_gauge(
-            "llm.batch.open",
+            f"llm.{kind}.open",
             [self._observe_open],
-            "{batch}",
-            "Number of batches that have not ended. Every gateway counts all of them.",
+            f"{{{kind}}}",
+            f"Number of {self._name} that have not ended. Every gateway counts all of them.",
         )
         meter.create_observable_gauge(
-            "llm.batch.oldest.age",
+            f"llm.{kind}.oldest.age",
             [self._observe_age],
             "s",
-            "Time since the oldest batch that has not ended was created. 0 without one.",
+            f"Time since the oldest of the {self._name} that have not ended was created. 0 without one.",
         )
 
     async def keep_counting(self, interval: timedelta) -> None:
         """Count once per interval, until cancelled. An interval of zero counts none."""
         while interval:
             try:
-                listed = self._client.list_workflows(_QUERY, page_size=1000, rpc_timeout=RPC_TIMEOUT)
+                listed = self._client.list_workflows(self._query, page_size=1000, rpc_timeout=RPC_TIMEOUT)
                 self._created = [await _created(execution) async for execution in listed]
             except RPCError as error:
-                _log.warning("the open batches cannot be counted: %s %s", error.status.name, error)
+                _log.warning("the open %s cannot be counted: %s %s", self._name, error.status.name, error)
                 self._created = None
             await asyncio.sleep(interval.total_seconds())
 
@@ -62,7 +68,7 @@ class OpenBatches:
 
 
 async def _created(execution: WorkflowExecution) -> datetime:
-    """Return when a batch was created. A long one has run in several runs of its workflow."""
+    """Return when a batch or pipeline was created. A long batch has run in several runs of its workflow."""
     try:
         created = time_from_memo(await execution.memo_value(names.MEMO_CREATE_TIME, None))
     except (PayloadError, KeysUnavailable):
