@@ -179,6 +179,11 @@ docs: .tools/docs/.installed ## Build the documentation as a site, with llms.txt
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
 	$(DEV)/bin/python -m deploy.record_kill --readme
 
+.PHONY: runbook-links
+runbook-links: $(DEV)/.installed ## Have alerts and panels lead to another copy of docs/runbook.md (RUNBOOK_URL=https://...)
+	$(DEV)/bin/python -m deploy.runbook_links $(RUNBOOK_URL)
+	$(DEV)/bin/python -m deploy.prometheus_rule
+
 .PHONY: screenshots
 screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/images, or of all its pages into ALL=folder (needs chromium)
 	$(DEV)/bin/python -m tests.support.screenshots $(ALL)

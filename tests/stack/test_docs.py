@@ -38,7 +38,7 @@ from services.gateway.scopes import user_not_allowed
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
 from services.notifier.openai_event import to_openai_event
-from tests.support.blocks import Block, blocks
+from tests.support.blocks import Block, anchors, blocks
 from tests.support.commands import missing, run
 from tests.support.jobs import unpack
 from tests.support.paths import ROOT
@@ -67,8 +67,10 @@ NOT_OURS = {
 
 
 def of_language(*languages: str) -> pytest.MarkDecorator:
-    # Code of pipelines runs in the gateways of the stack: see tests.stack.test_pipelines.
-    chosen = [block for block in blocks() if block.language in languages and block.of != "registered"]
+    # Code of pipelines runs in the gateways of the stack, and the runbook's commands where something is wrong: see
+    # tests.stack.test_pipelines and test_runbook.
+    elsewhere = [block for block in blocks() if block.of == "registered" or block.place.startswith("docs/runbook.md")]
+    chosen = [block for block in blocks() if block.language in languages and block not in elsewhere]
     return pytest.mark.parametrize("block", chosen, ids=lambda block: block.place)
 
 
@@ -244,12 +246,6 @@ def events_of(recording: str) -> list[str]:
     what = r"Submit|RUNNING, attempt [12]$|\$ kill -9|SUCCEEDED|The text"
     events = re.findall(rf"^ *[\d.]+ s  ({what})", recording, re.MULTILINE)
     return list(dict.fromkeys(events))
-
-
-def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def errors_page() -> str:

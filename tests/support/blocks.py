@@ -1,11 +1,12 @@
 """The fenced code blocks of the docs."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.paths import ROOT
 
-FENCE = re.compile(r"^```(?P<language>\w+) ?(?P<of>[\w.]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<language>\w+) ?(?P<of>[\w.-]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 CLIENT = ROOT / "clients" / "python"
 
 
@@ -29,3 +30,9 @@ def blocks() -> list[Block]:
             if page.parent != ROOT or "buf curl" in match["text"] or match["language"] == "python":
                 found.append(Block(f"{page.relative_to(ROOT)}:{line}", match["language"], match["of"], match["text"]))
     return found
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
