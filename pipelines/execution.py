@@ -22,7 +22,6 @@ with workflow.unsafe.imports_passed_through():
         MAX_QUESTION_BYTES,
         TOTAL_TIMEOUT,
         failure,
-        name_of,
         new_status,
     )
     from jobs.search import Hash
@@ -30,13 +29,12 @@ with workflow.unsafe.imports_passed_through():
     from jobs.usage import left_of, spent_field, usage_of
     from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, failing_as, status_of
-    from pipelines.registry import REGISTERED
 
 from pipelines.history import HistoryRoom
 from pipelines.left import left_by
+from pipelines.metrics import record_step
 from pipelines.tree import Tree
 from workflows import activities
-from workflows.outcome_metrics import record_step
 
 _M = TypeVar("_M", bound=Message)
 ADMISSION: Final = timedelta(minutes=1)
@@ -64,9 +62,6 @@ class Execution:
         info = workflow.info()
         self.id = info.workflow_id
         self.pipeline = run.pipeline
-        named = name_of(run.pipeline)
-        self.name = named if named in REGISTERED else "_OTHER"
-        """The registered name, for metrics."""
         self.options = run.options
         hashes = run.options.hashes
         self.hash_: Hash | None = (lambda name, _: hashes.get(name, "")) if hashes else None
@@ -141,7 +136,7 @@ class Execution:
     def _end(self, step: Step, state: "pipeline_pb2.StepState.ValueType", error: Any = None) -> None:
         del self.open[step.path]
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
-        record_step(self.name, state)
+        record_step(self.pipeline, state)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
     async def run_job(

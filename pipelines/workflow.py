@@ -45,11 +45,11 @@ with workflow.unsafe.imports_passed_through():
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
+from pipelines.metrics import record_end
 from pipelines.program import Pipeline
 from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, deliver_outcome
-from workflows.outcome_metrics import record_pipeline
 
 _PUBLISH_EVERY: Final = timedelta(milliseconds=250)
 _LOCAL: Final = timedelta(seconds=10)
@@ -271,8 +271,7 @@ class LLMPipelineWorkflow:
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
         recalled = self._execution.recalled_tokens
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECALLED_TOKENS: recalled})
-        record_pipeline(self._execution.name, final)
-        workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
+        record_end(self._run.pipeline, final)
         result = self._result if self._result is not None else pipeline_pb2.PipelineResult()
         result.usage.CopyFrom(status.root.usage)
         if status.root.HasField("counts"):

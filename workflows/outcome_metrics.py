@@ -17,9 +17,7 @@ from jobs.batches import FINAL_STATES
 from jobs.classes import class_of, label_of
 from jobs.errors import JobError
 from jobs.ids import tenant_of
-from jobs.pipelines import ENDED_STEPS
-from jobs.pipelines import FINAL_STATES as FINAL_JOB_STATES
-from llm_pb import batch_pb2, internal_pb2, llm_pb2, pipeline_pb2
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
 """Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
@@ -67,27 +65,6 @@ def record_batch(status: batch_pb2.BatchStatus) -> None:
         # The series exists before the first failure, which an increase does not show otherwise.
         name = batch_pb2.BatchState.Name(state).removeprefix("BATCH_STATE_").lower()
         ended.add(int(state == status.state), {"llm.batch.state": name})
-
-
-def record_pipeline(name: str, final: "llm_pb2.JobState.ValueType") -> None:
-    """Record that a pipeline has ended, by its registered name, and its final state."""
-    ended = workflow.metric_meter().create_counter(
-        "llm.pipeline.ended", "Pipelines that have ended, by name and final state.", "{pipeline}"
-    )
-    for state in FINAL_JOB_STATES:
-        # The series exists before the first failure, which an increase does not show otherwise.
-        labels = {"llm.pipeline": name, "llm.job.state": llm_pb2.JobState.Name(state)[len("JOB_STATE_") :].lower()}
-        ended.add(int(state == final), labels)
-
-
-def record_step(name: str, state: "pipeline_pb2.StepState.ValueType") -> None:
-    """Record that a step of a pipeline has ended, by the pipeline's registered name."""
-    ended = workflow.metric_meter().create_counter(
-        "llm.pipeline.steps", "Steps of pipelines that have ended, by the pipeline's name.", "{step}"
-    )
-    for other in ENDED_STEPS:
-        label = pipeline_pb2.StepState.Name(other).removeprefix("STEP_STATE_").lower()
-        ended.add(int(other == state), {"llm.pipeline": name, "llm.step.state": label})
 
 
 def record_run(action: internal_pb2.ScheduledAction, job: internal_pb2.ScheduledJob) -> None:

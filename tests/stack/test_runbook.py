@@ -91,8 +91,8 @@ class Site:
         async def listed() -> bool:
             try:
                 answer = await self.jobs.ListWorkers(llm_pb2.ListWorkersRequest())
-            except grpc.aio.AioRpcError as error:
-                assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+            except grpc.aio.AioRpcError:
+                # No gateway lists workers without NATS.
                 return False
             else:
                 return len(answer.workers) == count
