@@ -31,6 +31,7 @@ from payload_converter.encryption import encrypting
 from runtime.tenants import check_tenant
 from tests.support.commands import run
 from tests.support.encryption import Keys
+from tests.support.examples import examples
 
 MARKER = "xyzzy-marker"
 SOON = timedelta(seconds=1)
@@ -66,7 +67,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(VALUES, max_size=3))
 async def test_every_value_comes_back(keys: Keys, values: list[Any]) -> None:
     """Decrypted by another process than the one that encrypted it, whose payloads look all alike."""

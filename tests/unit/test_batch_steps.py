@@ -110,13 +110,16 @@ async def writers(feed: MemoryFeed, chunk: int) -> list[str]:
     return found[:-1]
 
 
-@pytest.mark.parametrize(("crashes", "is_last"), [((), False), ((8,), False), ((9,), True)])
+@pytest.mark.parametrize(
+    ("crashes", "fault", "is_last"),
+    # The process ends for a reason that is not known: by an exception, or before it runs any code of ours.
+    [((), "GATEWAY_BATCH_MAX_LINES", False), ((8,), "PYTHONIOENCODING", False), ((9,), "PYTHONIOENCODING", True)],
+)
 async def test_a_step_that_always_fails_ends_its_batch(
-    url: str, monkeypatch: pytest.MonkeyPatch, crashes: tuple[int, ...], *, is_last: bool
+    url: str, monkeypatch: pytest.MonkeyPatch, crashes: tuple[int, ...], fault: str, *, is_last: bool
 ) -> None:
     monkeypatch.setenv("STORE_URL", url)
-    # So that the process ends for a reason that is not known.
-    monkeypatch.setenv("GATEWAY_BATCH_MAX_LINES", "many")
+    monkeypatch.setenv(fault, "nonsense")
     environment, beats = ActivityEnvironment(), list[tuple[Any, ...]]()
     environment.info = dataclasses.replace(environment.info, heartbeat_details=crashes)
     environment.on_heartbeat = lambda *details: beats.append(details)

@@ -59,7 +59,8 @@ def program(name: str) -> str:
 @functools.cache
 def built(name: str) -> tuple[dict[str, Any], ...]:
     command = [program("kubectl"), "kustomize", str(FOLDER / "examples" / name)]
-    return tuple(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
+    text = subprocess.run(command, check=True, capture_output=True).stdout
+    return tuple(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
 
 @pytest.fixture(params=["everything", "versioned"])

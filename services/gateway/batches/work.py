@@ -15,8 +15,6 @@ from encryption import KeysUnavailable, Unreadable, open_encryption
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2
 from services.gateway.batches.merging import IncompleteBatch, merge
-from services.gateway.batches.planning import plan
-from services.gateway.settings import GatewaySettings
 from store.encrypted import open_store
 from store.settings import StoreSettings
 from store.store import ObjectMissing, StoreUnavailable
@@ -40,6 +38,10 @@ async def run(step: str, task: bytes) -> bytes:
     if step == MERGE:
         merging = internal_pb2.MergeTask.FromString(task)
         return (await merge(merging, store.of_tenant(merging.request.tenant))).SerializeToString()
+    # A merge needs no settings of the gateway, and their imports take more than half of its process's start.
+    from services.gateway.batches.planning import plan
+    from services.gateway.settings import GatewaySettings
+
     planning = internal_pb2.PlanTask.FromString(task)
     found = await plan(planning, store.of_tenant(planning.request.tenant), GatewaySettings(), encryption)
     return found.SerializeToString()
