@@ -1,5 +1,6 @@
 """How the roles of the suite connect to NATS: with TLS, an NKey and an inbox of their own."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,8 @@ DirectHandler = Callable[[str, bytes, Mapping[str, str] | None], Awaitable[None]
 """Called with the reply subject, the data and the headers of each message. Must neither raise nor wait for the
 connection's next message."""
 
+_CLOSE_SECONDS: Final = 1.0
+"""Maximum wait for a server to take what is left, before its connection is closed without that."""
 _USER_SEED: Final = b"SU"
 """The beginning of every NKey seed of a user."""
 
@@ -109,6 +112,17 @@ class DirectClient(Client):
         self._handlers.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # nats-py first sends what is left, and waits for ever for a server that has gone without a word.
+        transport = self._transport
+        abort = asyncio.get_running_loop().call_later(
+            _CLOSE_SECONDS, transport.abort if isinstance(transport, _Transport) else lambda: None
+        )
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            abort.cancel()
+
     async def _process_connect_init(self) -> None:
         try:
             if self._nkeys_seed is not None:
@@ -120,11 +134,12 @@ class DirectClient(Client):
 
 
 class _Transport(TcpTransport):
-    """nats-py's, without its plaintext fallback and without a wait that never ends.
+    """nats-py's, without its plaintext fallback and without waits that never end.
 
     nats-py sends the password in clear to a server that does not offer TLS, even where the URL's scheme is `tls`. After
     a failed TLS handshake it waits forever for the end of the connection, so the client would neither connect again nor
-    close. See https://github.com/nats-io/nats.py/issues/718.
+    close. See https://github.com/nats-io/nats.py/issues/718. So it does after the connection to a server that has gone
+    without a word, a machine that lost its power, say, until the system gives the unsent bytes up: after 15 minutes.
     """
 
     def __init__(self, require_tls: bool) -> None:
@@ -169,6 +184,13 @@ class _Transport(TcpTransport):
     def close(self) -> None:
         """See Transport."""
         super().close()  # type: ignore[no-untyped-call]
+        if (writer := self._io_writer) is not None:
+            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, writer.transport.abort)
+
+    def abort(self) -> None:
+        """Close the connection at once. What was not sent is lost."""
+        if (writer := self._io_writer) is not None:
+            writer.transport.abort()
 
     async def wait_closed(self) -> None:
         """See Transport."""
