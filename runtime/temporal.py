@@ -21,7 +21,7 @@ from temporalio.common import SearchAttributeKey, WorkerDeploymentVersion
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
-from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
+from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCStatusCode
 
 from encryption import Encryption
 from payload_converter.encryption import encrypting
@@ -36,6 +36,10 @@ _TRANSIENT = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCSta
 RPC_TIMEOUT = timedelta(seconds=10)
 """Maximum wait for an answer of Temporal, except of a long poll."""
 
+_KEEP_ALIVE: Final = KeepAliveConfig(interval_millis=12_000, timeout_millis=8_000)
+"""Pings by which a connection is given up that has died without a word. By default the SDK needs 45 s, longer than a
+worker's heartbeats may stay away. Temporal ends connections with pings more often than every 10 s
+(`frontend.keepAliveMinTime`)."""
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
 
@@ -114,6 +118,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
                     data_converter=encrypting(encryption),
                     plugins=plugins,
                     runtime=runtime,
+                    keep_alive_config=_KEEP_ALIVE,
                     grpc_compression=_COMPRESSIONS[settings.grpc_compression],
                 )
         except (OSError, RuntimeError) as error:
