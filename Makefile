@@ -100,11 +100,11 @@ tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's 
 	@rm -r .tools/packages
 
 .PHONY: chaos
-chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50), what runs a batch of 50000 lines (CHAOS_LINES=50000) 20 times (CHAOS_BATCH_KILLS=20), what runs refinements and worlds 100 times (CHAOS_PIPELINE_KILLS=100), a trainer 10 times (CHAOS_TRAINING_KILLS=10)
+chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50), what runs a batch of 50000 lines (CHAOS_LINES=50000) 20 times (CHAOS_BATCH_KILLS=20), what runs refinements and worlds 100 times (CHAOS_PIPELINE_KILLS=100), a trainer 10 times (CHAOS_TRAINING_KILLS=10), and break links between machines in 5 rounds (CHAOS_LINK_ROUNDS=5)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
 	CHAOS_LINES=$(or $(CHAOS_LINES),50000) CHAOS_BATCH_KILLS=$(or $(CHAOS_BATCH_KILLS),20) CHAOS_PIPELINE_KILLS=$(or $(CHAOS_PIPELINE_KILLS),100) \
-	CHAOS_TRAINING_KILLS=$(or $(CHAOS_TRAINING_KILLS),10) \
-	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py tests/chaos/test_openai_crash.py tests/chaos/test_batch_crash.py tests/chaos/test_pipeline_crash.py tests/chaos/test_training.py
+	CHAOS_TRAINING_KILLS=$(or $(CHAOS_TRAINING_KILLS),10) CHAOS_LINK_ROUNDS=$(or $(CHAOS_LINK_ROUNDS),5) \
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py tests/chaos/test_openai_crash.py tests/chaos/test_batch_crash.py tests/chaos/test_pipeline_crash.py tests/chaos/test_training.py tests/chaos/test_several_machines.py
 
 .PHONY: fuzz
 fuzz: $(DEV)/.installed ## Make 100,000 calls at random against stacks of their own (FUZZ="--seed 7 --calls 1000")
