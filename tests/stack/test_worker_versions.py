@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from temporalio.client import Client
 
+from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.process import Process
 from deploy.local.stack import Stack
+from durable_llm import AsyncClient, Output
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
@@ -58,12 +61,13 @@ class Versions:
         self.stack = stack
         self._folder = folder
         self.stubs: dict[str, tuple[Any, Any]] = {}
+        self.gateways: dict[str, Process] = {}
         self._channels: list[grpc.aio.Channel] = []
 
     async def start(self, build: str, code: str) -> Process:
         path = installed(self._folder / build, code)
         version = {"TEMPORAL_DEPLOYMENT_NAME": DEPLOYMENT, "TEMPORAL_WORKER_BUILD_ID": build, "PYTHONPATH": path}
-        gateway = self.stack.add("gateway", version)
+        gateway = self.gateways[build] = self.stack.add("gateway", version)
         await gateway.start()
         await gateway.wait_ready()
         channel = grpc.aio.insecure_channel(self.stack.address(gateway.name))
@@ -209,6 +213,64 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
         await answer(new_pipelines, id_, "approve", "yes", approved=True)
         assert value_of((await follow(new_pipelines, id_)).result) == "old True"
         assert set(await builds_of(client, id_)) == {"1.0"}
+
+
+async def stream_jobs(client: AsyncClient, stopped: asyncio.Event) -> list[llm_pb2.JobResult]:
+    """Run one job after the other and return their results. Raises whatever a call or a job fails with."""
+    results = []
+    while not stopped.is_set():
+        job = await client.submit(new_job(params={"max_tokens": 300, "min_tokens": 300}))
+        output = Output()
+        async for piece in job.stream():
+            assert not piece.rewind
+            output.add(piece)
+        result = await job.result()
+        assert output.text == result.output
+        results.append(result)
+    return results
+
+
+async def test_a_roll_out_under_load_fails_no_call_and_loses_no_attempt(versions: Versions) -> None:
+    """Every worker and gateway is replaced while jobs stream. A pipeline first ends on its old code."""
+    old, new = (versions.gateways[build] for build in ("1.0", "1.1"))
+    worker, surge = versions.stack.processes["gpu-worker"], versions.stack.add("gpu-worker")
+    await versions.set_current("1.0")
+    pipelines = versions.stubs["1.0"][1]
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            waiting = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
+            # The queues learn of the current version some moments later.
+            if "approve" in (await follow(pipelines, waiting, until=lambda seen: "approve" in seen.steps)).steps:
+                break
+    await versions.set_current("1.1")
+    stopped = asyncio.Event()
+    addresses = [versions.stack.address(gateway.name) for gateway in (old, new)]
+    async with (
+        AsyncClient(f"ipv4:{','.join(addresses)}", options=CHANNEL_OPTIONS) as one,
+        AsyncClient(f"ipv4:{','.join(reversed(addresses))}", options=CHANNEL_OPTIONS) as other,
+        asyncio.timeout(PATIENCE),
+        asyncio.TaskGroup() as tasks,
+    ):
+        loads = [tasks.create_task(stream_jobs(client, stopped)) for client in (one, one, one, other, other, other)]
+        for joining, leaving in ((surge, worker), (worker, surge)):
+            await joining.start()
+            await joining.wait_ready()
+            leaving.signal(signal.SIGTERM)
+            assert await leaving.wait() == 0
+        await answer(versions.stubs["1.1"][1], waiting, "approve", "yes", approved=True)
+        assert value_of((await follow(versions.stubs["1.1"][1], waiting)).result) == "old True"
+        for gateway in (old, new):
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.wait() == 0
+            await gateway.start()
+            await gateway.wait_ready()
+        stopped.set()
+    # Each attempt that a worker has begun. On a busy machine Temporal itself may lose one that none has.
+    handed_over = [result for load in loads for result in load.result() if len(result.attempts) > 1]
+    assert handed_over, "no worker was stopped in the middle of a job"
+    for result in handed_over:
+        assert result.metadata.attempts == 1
+        assert {attempt.end for attempt in result.attempts[:-1]} == {llm_pb2.ATTEMPT_END_HANDED_OVER}
 
 
 async def test_gpu_workers_may_have_versions_of_their_own(versions: Versions) -> None:
