@@ -24,10 +24,10 @@ from jobs.classes import NAMES, is_background
 from llm_pb import common_pb2
 from services.gateway.model_settings import Model
 from services.gateway.models import Models, background_queue
+from services.gateway.pace import Pace
 
 _log = logging.getLogger(__name__)
 _MIN_PAUSE: Final = timedelta(seconds=1)
-_MAX_PAUSE: Final = timedelta(minutes=1)
 _TIMEOUT: Final = timedelta(seconds=3)
 """Timeout of a count. It is short, because the last count stays until the next one has failed."""
 _QUEUES: Final = ("interactive", "background")
@@ -55,12 +55,10 @@ class OpenJobs:
     async def keep_counting(self, interval: timedelta) -> None:
         """Count each model once per interval, until cancelled. An interval of zero counts none."""
         models = self._models.with_own_queue() if interval else []
-        least = pause = max(interval / max(len(models), 1), _MIN_PAUSE)
+        pace = Pace(max(interval / max(len(models), 1), _MIN_PAUSE))
         try:
             for model in itertools.cycle(models):
-                accepted = await self._count(model)
-                pause = max(0.9 * pause, least) if accepted else min(2 * pause, max(least, _MAX_PAUSE))
-                await asyncio.sleep(pause.total_seconds())
+                await asyncio.sleep(pace.after(accepted=await self._count(model)))
         finally:
             self._counted.clear()
 

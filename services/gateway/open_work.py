@@ -11,13 +11,14 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from temporalio.client import Client, WorkflowExecution
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import KeysUnavailable
 from jobs import names
 from jobs.memo import time_from_memo
 from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.pace import Pace
 
 _log = logging.getLogger(__name__)
 _WORKFLOW_TYPES: Final = {"batch": names.BATCH_WORKFLOW_TYPE, "pipeline": names.PIPELINE_WORKFLOW_TYPE}
@@ -47,15 +48,21 @@ class OpenWork:
         )
 
     async def keep_counting(self, interval: timedelta) -> None:
-        """Count once per interval, until cancelled. An interval of zero counts none."""
+        """Count once per interval, until cancelled, and less often while Temporal refuses it.
+
+        An interval of zero counts none.
+        """
+        pace = Pace(interval)
         while interval:
+            accepted = True
             try:
                 listed = self._client.list_workflows(self._query, page_size=1000, rpc_timeout=RPC_TIMEOUT)
                 self._created = [await _created(execution) async for execution in listed]
             except RPCError as error:
                 _log.warning("the open %s cannot be counted: %s %s", self._name, error.status.name, error)
                 self._created = None
-            await asyncio.sleep(interval.total_seconds())
+                accepted = error.status != RPCStatusCode.RESOURCE_EXHAUSTED
+            await asyncio.sleep(pace.after(accepted=accepted))
 
     def _observe_open(self, _: CallbackOptions) -> Iterable[Observation]:
         if self._created is not None:

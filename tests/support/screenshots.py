@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb import llm_pb2, llm_pb2_grpc, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
 from runtime.scopes import SCOPES
@@ -29,9 +32,11 @@ from tests.support.credentials import KeyFile
 from tests.support.http_fronts import running_front
 from tests.support.jobs import new_job, run_job
 from tests.support.paths import ROOT
+from tests.support.pipelines import WITH_PIPELINES, follow, new_pipeline
+from tests.support.pipelines import submit as submit_pipeline
 from tests.support.schedules import create as create_schedule
 from tests.support.schedules import ended, new_schedule, trigger, until
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import stack_settings
 
 FOLDER = ROOT / "docs" / "images"
 SIZE = {"width": 900, "height": 600}
@@ -67,26 +72,43 @@ async def take() -> None:
             for name, value in params.items():
                 setattr(job.params, name, value)
             seen = await run_job(stub, job)
+        article = await _refined(stack)
         base = f"http://{stack.address('http')}"
         async with running_browser() as browser, new_page(browser, base, [], viewport=SIZE) as page:
             await page.goto(f"/console/jobs/{seen.final.status.workflow_id}")
             await page.screenshot(path=FOLDER / "console-job.png")
+            await page.goto(f"/console/pipelines/{article}")
+            await page.screenshot(path=FOLDER / "console-pipeline.png", full_page=True)
             await page.emulate_media(color_scheme="dark")
             await page.goto("/console/")
             await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
             await page.screenshot(path=FOLDER / "console-list.png")
 
 
+async def _refined(stack: Stack) -> str:
+    """Return the id of a pipeline that has refined an article."""
+    spec = pipeline_pb2.RefineSpec(topic="the length of a list", models={"write": "docstrings"}, max_rounds=2)
+    for name in ("write", "critique", "check", "edit"):
+        spec.step_timeouts[name].seconds = 600
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        stub = PipelineServiceStub(channel)
+        request = pipeline_pb2.PipelineRequest(user_id="alice", request_id="article", refine=spec)
+        id_ = (await submit_pipeline(stub, request)).pipeline_id
+        await follow(stub, id_, patience=1200)
+    return id_
+
+
 async def take_all(folder: Path) -> None:
     """Take a picture of every page, of each size."""
     async with (
-        running_stack("simulated", FAST) as (stack, stub),
+        running_stack("simulated", WITH_PIPELINES) as (stack, stub),
         running_browser() as browser,
         new_page(browser, f"http://{stack.address('http')}", []) as page,
     ):
-        for name in ("list", "batches", "schedules", "files"):
+        for name in ("list", "batches", "pipelines", "schedules", "files"):
             await _picture(page, folder, f"{name}-empty", f"/console/{'' if name == 'list' else name}")
         await _take_work(stack, page, folder)
+        await _take_pipelines(stack, page, folder)
         jobs = await _submit_all(stub)
         for name, id_ in jobs.items():
             await _picture(page, folder, f"job-{name}", f"/console/jobs/{id_}")
@@ -156,6 +178,26 @@ async def _take_work(stack: Stack, page: Any, folder: Path) -> None:
         await page.goto("/console/files")
         await page.click("summary >> nth=0")
         await _picture(page, folder, "files")
+
+
+async def _take_pipelines(stack: Stack, page: Any, folder: Path) -> None:
+    """Take pictures of pipelines: ended, failed, and one that needs an answer; and of the list."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        stub = PipelineServiceStub(channel)
+        ids = {
+            name: (await submit_pipeline(stub, new_pipeline(code, input_, user_id="alice"))).pipeline_id
+            for name, code, input_ in (
+                ("ended", "spending", Int32Value(value=8)),
+                ("failed", "broken", Struct()),
+                ("asks", "stubborn", StringValue(value="once")),
+            )
+        }
+        for name in ("ended", "failed"):
+            await follow(stub, ids[name])
+        await follow(stub, ids["asks"], until=lambda seen: bool(seen.steps))
+        for name, id_ in ids.items():
+            await _picture(page, folder, f"pipeline-{name}", f"/console/pipelines/{id_}")
+        await _picture(page, folder, "pipelines", "/console/pipelines")
 
 
 async def _take_signed_out(stack: Stack, browser: Any, folder: Path) -> None:
