@@ -42,7 +42,7 @@ from tests.support.scrapes import get
 from tests.support.stacks import stack_settings
 
 BLOCKS = [block for block in blocks() if block.place.startswith("docs/runbook.md")]
-PATIENCE = 60
+PATIENCE = 120
 LONG = {"max_tokens": 1500, "min_tokens": 1500}
 """Parameters of a job that takes seconds."""
 
