@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from encryption import Encryption, KeysUnavailable, Unreadable
 from encryption.cipher import KeyId
+from feed.answers import Answers
 from feed.feed import Feed, FeedSettings, RecordHandler, ignore
 from feed.nats import NatsFeed
+from feed.nats_answers import NatsAnswers
 from feed.worker_reports import WorkerReports
 from llm_pb import internal_pb2
 
@@ -16,14 +18,23 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1
 
 
-def open_feed(settings: FeedSettings, role: str, encryption: Encryption | None) -> tuple[Feed, WorkerReports]:
-    """Return the feed of the settings, which begins to connect, and the reports that share its connection.
+class OpenFeed(NamedTuple):
+    """A feed, and what shares its connection."""
 
-    The feed is encrypted unless `encryption` is None.
+    feed: Feed
+    reports: WorkerReports
+    answers: Answers
+
+
+def open_feed(settings: FeedSettings, role: str, encryption: Encryption | None) -> OpenFeed:
+    """Return the feed of the settings, which begins to connect, with the reports of workers and the cache of answers.
+
+    Feed and answers are encrypted unless `encryption` is None.
     """
     feed = NatsFeed(settings, role)
     feed.start()
-    return (feed if encryption is None else EncryptedFeed(feed, encryption)), feed
+    answers = Answers(NatsAnswers(feed, settings), encryption)
+    return OpenFeed(feed if encryption is None else EncryptedFeed(feed, encryption), feed, answers)
 
 
 class EncryptedFeed:

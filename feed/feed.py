@@ -126,6 +126,12 @@ class FeedSettings(BaseSettings):
     """Maximum age of records. Older ones are deleted."""
     max_bytes: int = Field(1 << 30, gt=0)
     """Maximum disk space of all records, in bytes. The oldest are deleted first."""
+    cache_stream: StreamName = "LLM_CACHE"
+    """Name of the JetStream stream that holds the cache of answers. The first worker that uses the cache creates it."""
+    cache_subject_prefix: SubjectPrefix = "llm.cache"
+    """Prefix of the subjects of the cache of answers."""
+    cache_max_bytes: int = Field(256 << 20, gt=0)
+    """Maximum disk space of the cache of answers, in bytes. The oldest are deleted first."""
     replicas: int = Field(1, ge=1, le=5)
     """Number of servers of a NATS cluster that hold the stream. With 3 it outlives the loss of one of them. A server
     that is in no cluster takes 1 alone."""

@@ -1,10 +1,13 @@
 """The live feed inside one process: for tests, and for a gateway and worker that run in one."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Self
+from datetime import timedelta
+from typing import NamedTuple, Self
 
+from feed.answers import CLAIM_SECONDS, Entry
 from feed.feed import RecordHandler, ignore
 from llm_pb import internal_pb2
 
@@ -61,3 +64,57 @@ class MemoryFeed:
 
     async def close(self) -> None:
         """See Feed."""
+
+
+class _Timed(NamedTuple):
+    turn: int
+    data: bytes
+    until: float
+
+
+class MemoryAnswers:
+    """An AnswerStore whose entries live as long as the process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds."""
+        self._clock = clock
+        self._turns = 0
+        self._claims: dict[str, _Timed] = {}
+        self._answers: dict[tuple[str, str], _Timed] = {}
+
+    async def find(self, key: str) -> Entry:
+        """See AnswerStore."""
+        now, claim = self._clock(), self._claim(key)
+        answers = [timed for (at, _), timed in self._answers.items() if at == key and timed.until > now]
+        last = max(answers, default=None)
+        return Entry(last and last.data, claim is not None and bool(claim.data), claim.turn if claim else 0)
+
+    async def claim(self, key: str, turn: int) -> int | None:
+        """See AnswerStore."""
+        return self._set_claim(key, turn, b"claimed", CLAIM_SECONDS)
+
+    async def release(self, key: str, turn: int) -> None:
+        """See AnswerStore."""
+        self._set_claim(key, turn, b"", 1)
+
+    async def put(self, key: str, job_id: str, data: bytes, ttl: timedelta) -> None:
+        """See AnswerStore."""
+        self._turns += 1
+        self._answers[key, job_id] = _Timed(self._turns, data, self._clock() + ttl.total_seconds())
+
+    async def forget(self, job_id: str) -> bool:
+        """See AnswerStore."""
+        self._answers = {place: timed for place, timed in self._answers.items() if place[1] != job_id}
+        return True
+
+    def _claim(self, key: str) -> _Timed | None:
+        claim = self._claims.get(key)
+        return claim if claim is not None and claim.until > self._clock() else None
+
+    def _set_claim(self, key: str, turn: int, data: bytes, seconds: float) -> int | None:
+        claim = self._claim(key)
+        if turn != (claim.turn if claim else 0):
+            return None
+        self._turns += 1
+        self._claims[key] = _Timed(self._turns, data, self._clock() + seconds)
+        return self._turns

@@ -68,6 +68,11 @@ class NatsFeed:
         """See Feed."""
         return self._ready.is_set()
 
+    @property
+    def client(self) -> Client:
+        """The present connection, for what shares it."""
+        return self._client
+
     def start(self) -> None:
         """Connect in the background, and try until it succeeds: a service starts without its feed."""
         self._tasks = [asyncio.create_task(self._stay_ready()), asyncio.create_task(self._consumers.end_silent())]

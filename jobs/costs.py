@@ -52,8 +52,8 @@ def reserved_tokens(job: llm_pb2.JobRequest, default_max_tokens: int) -> int:
 
 
 def used_tokens(result: llm_pb2.JobResult | None) -> int:
-    """Return the number of output tokens of a job, by its result if there is one."""
-    return 0 if result is None else result.metadata.output_tokens
+    """Return the number of output tokens of a job that count, by its result if there is one."""
+    return 0 if result is None or result.metadata.cached else result.metadata.output_tokens
 
 
 def set_price(request: internal_pb2.RunRequest, options: internal_pb2.JobOptions) -> None:
@@ -65,7 +65,9 @@ def set_price(request: internal_pb2.RunRequest, options: internal_pb2.JobOptions
 def add_cost(metadata: llm_pb2.ResultMetadata, options: internal_pb2.JobOptions) -> None:
     """Write what the job costs into the metadata of its result, if its model had a price as it was accepted.
 
-    What a provider has charged stays.
+    What a provider has charged stays. An answer from the cache costs nothing.
     """
+    if options.HasField("price") and metadata.cached:
+        metadata.cost_micros = 0
     if options.HasField("price") and not metadata.HasField("cost_micros"):
         metadata.cost_micros = cost_micros(options.price, metadata.prompt_tokens, metadata.output_tokens)

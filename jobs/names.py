@@ -162,6 +162,8 @@ MEMO_LEDGER: Final = "ledger"
 MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
 # JobOptions.max_inline_bytes, likewise. Only steps of pipelines have it.
 MEMO_MAX_INLINE_BYTES: Final = "max_inline_bytes"
+# JobOptions.cache, likewise. Only jobs that use the cache of answers have it.
+MEMO_CACHE: Final = "cache"
 # JobOptions.price, likewise. Only jobs of a model with a price have it.
 MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.

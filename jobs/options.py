@@ -121,8 +121,8 @@ def _override(message: Message, chosen: Message) -> None:
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator`, `ledger`, `price` and the sizes have keys of their own, because version 0.1.0 refuses options
-    with a field that it does not know.
+    `notify_operator`, `ledger`, `price`, `cache` and the sizes have keys of their own, because version 0.1.0 refuses
+    options with a field that it does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
@@ -131,6 +131,7 @@ def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     options.ClearField("price")
     options.ClearField("max_output_bytes")
     options.ClearField("max_inline_bytes")
+    options.ClearField("cache")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
@@ -142,6 +143,8 @@ def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
         memo[names.MEMO_MAX_OUTPUT_BYTES] = chosen.max_output_bytes
     if chosen.max_inline_bytes:
         memo[names.MEMO_MAX_INLINE_BYTES] = chosen.max_inline_bytes
+    if chosen.cache:
+        memo[names.MEMO_CACHE] = True
     return memo
 
 
@@ -161,6 +164,8 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
         options.max_output_bytes = most
     if options is not None and isinstance(most := value(names.MEMO_MAX_INLINE_BYTES, None), int) and most > 0:
         options.max_inline_bytes = most
+    if options is not None and value(names.MEMO_CACHE, None) is True:
+        options.cache = True
     return options
 
 
@@ -174,6 +179,7 @@ def run_request(
         default_max_tokens=options.default_max_tokens,
         max_output_bytes=options.max_output_bytes,
         max_inline_bytes=options.max_inline_bytes,
+        cache=options.cache,
     )
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
+from jobs.cache_rules import check_cache
 from jobs.errors import InvalidJob
 from jobs.events import takes_progress, wants
 from jobs.field_rules import (
@@ -198,6 +199,7 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
             f"{path}cancel_if_unwatched", job.cancel_if_unwatched, MIN_UNWATCHED_SECONDS, MAX_UNWATCHED_SECONDS
         )
     yield from check_budget(f"{path}budget", job.budget)
+    yield from check_cache(job, path)
 
 
 def _is_set(job: llm_pb2.JobRequest, name: str) -> bool:

@@ -9,13 +9,12 @@ SPENT: Final = -1
 
 
 def usage_of(metadata: llm_pb2.ResultMetadata) -> common_pb2.Usage:
-    """Return what a job has used."""
-    usage = common_pb2.Usage(
-        prompt_tokens=metadata.prompt_tokens,
-        cached_prompt_tokens=metadata.cached_prompt_tokens,
-        output_tokens=metadata.output_tokens,
-        wasted_tokens=metadata.wasted_tokens,
-    )
+    """Return what a job has used. An answer from the cache uses no tokens."""
+    usage = common_pb2.Usage(wasted_tokens=metadata.wasted_tokens)
+    if not metadata.cached:
+        usage.prompt_tokens = metadata.prompt_tokens
+        usage.cached_prompt_tokens = metadata.cached_prompt_tokens
+        usage.output_tokens = metadata.output_tokens
     if metadata.HasField("engine_time"):
         usage.engine_time.CopyFrom(metadata.engine_time)
     if metadata.HasField("cost_micros"):

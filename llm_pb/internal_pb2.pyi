@@ -77,6 +77,7 @@ class JobOptions(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_INLINE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -97,6 +98,8 @@ class JobOptions(_message.Message):
     """Maximum size of output and logprobs together, in bytes, that the result holds where the output may become a file: a larger
     output becomes one. Default 1 MiB.
     """
+    cache: _builtins.bool
+    """Whether the job uses the cache of answers: see JobRequest.cache."""
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all of them set. Defaults: see JobTimeouts."""
@@ -144,10 +147,11 @@ class JobOptions(_message.Message):
         price: _llm_pb2.ModelPrice | None = ...,
         max_output_bytes: _builtins.int = ...,
         max_inline_bytes: _builtins.int = ...,
+        cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "cache", b"cache", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -221,6 +225,7 @@ class RunRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_INLINE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -249,6 +254,8 @@ class RunRequest(_message.Message):
     """
     max_inline_bytes: _builtins.int
     """As in JobOptions. RecoverOutput takes the same number."""
+    cache: _builtins.bool
+    """As in JobOptions."""
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -292,10 +299,11 @@ class RunRequest(_message.Message):
         metadata: _llm_pb2.ResultMetadata | None = ...,
         max_output_bytes: _builtins.int = ...,
         max_inline_bytes: _builtins.int = ...,
+        cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cache", b"cache", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,6 +318,7 @@ class RunHeartbeat(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PROVIDER_RESPONSE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> _llm_pb2.JobProgress:
         """The progress of the attempt."""
@@ -324,20 +333,59 @@ class RunHeartbeat(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
         """The attempts so far, as in JobResult, this one included. Empty if it is the first one."""
 
+    @_builtins.property
+    def provider_response(self) -> Global___ProviderResponse:
+        """The response of a provider that goes on without the worker. Unset without one."""
+
     def __init__(
         self,
         *,
         progress: _llm_pb2.JobProgress | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
         attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
+        provider_response: Global___ProviderResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "progress", b"progress", "provider_response", b"provider_response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "metadata", b"metadata", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "metadata", b"metadata", "progress", b"progress", "provider_response", b"provider_response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunHeartbeat: _TypeAlias = RunHeartbeat  # noqa: Y015
+
+@_typing.final
+class ProviderResponse(_message.Message):
+    """A response in the background of a provider, and how much of it an attempt has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    response_id: _builtins.str
+    """The provider's id of it."""
+    sequence_number: _builtins.int
+    """Number of the last event that the attempt has. Later ones follow it."""
+    output_bytes: _builtins.int
+    """Size of the output until then, in UTF-8 bytes."""
+    output_tokens: _builtins.int
+    """Number of tokens of the output until then."""
+    def __init__(
+        self,
+        *,
+        response_id: _builtins.str = ...,
+        sequence_number: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "response_id", b"response_id", "sequence_number", b"sequence_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderResponse: _TypeAlias = ProviderResponse  # noqa: Y015
 
 @_typing.final
 class NotifyRequest(_message.Message):
@@ -897,6 +945,110 @@ class EncryptedRecord(_message.Message):
 Global___EncryptedRecord: _TypeAlias = EncryptedRecord  # noqa: Y015
 
 @_typing.final
+class CacheRecord(_message.Message):
+    """An answer as the cache of answers stores it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___CachedAnswer:
+        """In clear."""
+
+    @_builtins.property
+    def encrypted(self) -> Global___EncryptedRecord:
+        """A serialized CacheRecord, encrypted with a key of the tenant, where the feed is encrypted."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___CachedAnswer | None = ...,
+        encrypted: Global___EncryptedRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "encrypted", b"encrypted", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "encrypted", b"encrypted", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["answer", "encrypted"]  # noqa: Y015
+    _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
+
+Global___CacheRecord: _TypeAlias = CacheRecord  # noqa: Y015
+
+@_typing.final
+class CachedAnswer(_message.Message):
+    """The answer of a job: see JobRequest.cache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECES_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MADE_AT_FIELD_NUMBER: _builtins.int
+    finish_reason: _llm_pb2.FinishReason.ValueType
+    """Why generation ended."""
+    prompt_tokens: _builtins.int
+    """Number of tokens of the prompt."""
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___CachedPiece]:
+        """The output, cut where the engine has cut it."""
+
+    @_builtins.property
+    def made_at(self) -> _timestamp_pb2.Timestamp:
+        """When the answer was generated."""
+
+    def __init__(
+        self,
+        *,
+        pieces: _abc.Iterable[Global___CachedPiece] | None = ...,
+        finish_reason: _llm_pb2.FinishReason.ValueType = ...,
+        prompt_tokens: _builtins.int = ...,
+        made_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "made_at", b"made_at", "pieces", b"pieces", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachedAnswer: _TypeAlias = CachedAnswer  # noqa: Y015
+
+@_typing.final
+class CachedPiece(_message.Message):
+    """A piece of an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids of the tokens."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.TokenLogprobs]:
+        """One for each of token_ids, for a job with params.logprobs."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_llm_pb2.TokenLogprobs] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachedPiece: _TypeAlias = CachedPiece  # noqa: Y015
+
+@_typing.final
 class JobEnding(_message.Message):
     """No attempt follows, and the job's workflow is about to close. A reader of the feed may then ask Temporal how the job ended."""
 
@@ -1284,8 +1436,11 @@ class JobRemains(_message.Message):
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
     UNREACHED_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """The job."""
+    cached: _builtins.bool
+    """Whether its answer may be in the cache of answers."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowRun]:
         """The runs of the workflows that belong to the job. Those of its own workflow are also the keys of its records in the live
@@ -1302,10 +1457,11 @@ class JobRemains(_message.Message):
         workflow_id: _builtins.str = ...,
         runs: _abc.Iterable[Global___WorkflowRun] | None = ...,
         unreached: _abc.Iterable[_llm_pb2.UnreachedCopy] | None = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "runs", b"runs", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -477,6 +477,7 @@ class JobRequest(_message.Message):
     JOB_CLASS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
     share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or
@@ -569,6 +570,25 @@ class JobRequest(_message.Message):
         in JobResult.images. It counts as the model's max_output_tokens, or as what the provider has counted.
         """
 
+    @_builtins.property
+    def cache(self) -> Global___AnswerCache:
+        """Takes the answer of an equal job of the tenant, if one was kept, and keeps the answer of this job for others. Default: the job
+        generates its answer, and keeps none for others. It has no effect on a workflow that was started by hand.
+
+        Jobs are equal if model, prompt or messages, and params are the same, the default of max_tokens included; the user, the
+        class, the budget and the rest may differ. The weights and the engine's options are a part of the key: a worker with others
+        finds nothing. Only a job whose answer can be had again may use the cache: INVALID_ARGUMENT unless params.temperature is 0 or
+        params.seed is set, and for a model that makes images.
+
+        While an equal job generates, the others wait for its answer without a seat, in JOB_STATE_QUEUED. If its worker is lost, the
+        next of them generates after about 6 s at most. A job that finds an answer streams and ends like any other. It has generated
+        nothing: see ResultMetadata.cached. A job whose cache cannot be reached, because NATS is away, generates.
+
+        The cache is a cache: an entry may be gone before its time, because newer ones need the room. Kept are answers of jobs that
+        have succeeded in one attempt, of up to 512 KiB. DeleteJob of the job that has generated an answer removes it from the cache;
+        the results of the jobs that have taken it are their own, and stay.
+        """
+
     def __init__(
         self,
         *,
@@ -589,14 +609,41 @@ class JobRequest(_message.Message):
         job_class: _common_pb2.JobClass.ValueType = ...,
         budget: _common_pb2.Budget | None = ...,
         image_size: Global___ImageSize | None = ...,
+        cache: Global___AnswerCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache", b"cache", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "job_class", b"job_class", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "prompt_file", b"prompt_file", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache", b"cache", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "job_class", b"job_class", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "prompt_file", b"prompt_file", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
+
+@_typing.final
+class AnswerCache(_message.Message):
+    """How a job uses the cache of answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Maximum age of an answer that the job takes, and the time for which its own answer is kept. Required: 1 s up to the operator's
+        maximum, 1 day by default. INVALID_ARGUMENT for more, and for any where the operator has switched the cache off.
+        """
+
+    def __init__(
+        self,
+        *,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerCache: _TypeAlias = AnswerCache  # noqa: Y015
 
 @_typing.final
 class ImageSize(_message.Message):
@@ -1209,7 +1256,8 @@ class JobProgress(_message.Message):
     the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "loading" (of the model, or of a prompt_file), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
+    """One of "loading" (of the model, or of a prompt_file), "queued" (at a worker whose seats are taken, or until an equal job has the
+    answer: see JobRequest.cache), "prefill" (of the prompt), "decode" (of the
     output), "paused" (a more urgent job has the seat; the job keeps its output and goes on at the same token), "done".
     """
     message: _builtins.str
@@ -1464,6 +1512,7 @@ class ResultMetadata(_message.Message):
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     PAUSES_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Number of tokens of the prompt, those of the chat template included."""
     output_tokens: _builtins.int
@@ -1500,6 +1549,11 @@ class ResultMetadata(_message.Message):
     """
     cached_prompt_tokens: _builtins.int
     """Those of prompt_tokens that came from a cache of the engine. 0 where the engine does not tell, and for a partial result."""
+    cached: _builtins.bool
+    """Whether the answer is that of another job: see JobRequest.cache. prompt_tokens and output_tokens are the sizes of prompt and
+    answer then. Nothing was generated, so they count against no budget and no quota, and cost_micros is 0 where the model has a
+    price. What a lost attempt had generated before the answer was found is in engine_time alone.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1553,10 +1607,11 @@ class ResultMetadata(_message.Message):
         wasted_tokens: _builtins.int = ...,
         pauses: _builtins.int = ...,
         cached_prompt_tokens: _builtins.int = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cached_prompt_tokens", b"cached_prompt_tokens", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cached", b"cached", "cached_prompt_tokens", b"cached_prompt_tokens", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
     _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015

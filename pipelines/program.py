@@ -90,14 +90,16 @@ class Pipeline:
         prompt_file: common_pb2.FileRef | None = None,
         schema: Mapping[str, Any] | None = None,
         timeout: timedelta | None = None,
+        cache: timedelta | None = None,
         **params: Any,
     ) -> Generated:
         """Run a job and return what it has generated.
 
         One of `prompt`, `messages` and `prompt_file` is given: a message is {"role": "user", "content": "…"}, a file is
         one of the pipeline's user or the output of a step. `schema` is a JSON Schema that the output keeps. `timeout`
-        bounds the job, the wait for a worker included; by default by the time that is left to the pipeline. `params`
-        are fields of SamplingParams. Raises StepFailed.
+        bounds the job, the wait for a worker included; by default by the time that is left to the pipeline. `cache` is
+        the ttl of JobRequest.cache, with which an equal step of any pipeline of the tenant generates once. `params` are
+        fields of SamplingParams. Raises StepFailed.
         """
         chosen = llm_pb2.SamplingParams(**params)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, prompt_file=prompt_file, params=chosen)
@@ -105,6 +107,8 @@ class Pipeline:
             job.messages.add(role=_ROLES[message["role"]], content=message["content"])
         if schema is not None:
             job.params.json_schema = json.dumps(schema)
+        if cache is not None:
+            job.cache.ttl.FromTimedelta(cache)
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
             is_usable = (lambda _: True) if schema is None else _is_json
             result = await self._execution.run_job(step, job, timeout, is_usable)

@@ -80,6 +80,7 @@ class LLMDeletionWorkflow:
             await self._stop()
             found = await _step(activities.inspect_job, job)
             remains.runs.extend(run for run in found.runs if run not in remains.runs)
+            remains.cached = remains.cached or found.cached
             _add_unreached(deletion, found.unreached)
             # Somebody may have reset the job meanwhile, so that it runs again.
             kept = await _step(activities.keep_job_id, job)

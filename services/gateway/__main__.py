@@ -34,7 +34,7 @@ async def main() -> None:
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed, reports = open_feed(feed_settings, SERVICE, encryption)
+        feed, reports, answers = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         store = open_store(StoreSettings(), encryption)
@@ -42,7 +42,8 @@ async def main() -> None:
         counted = GatewayMetrics(meter, settings.tenants)
         knows_tenants = names.TENANT_ID.name in known
         if settings.role != Role.API:
-            await stack.enter_async_context(running_workflows(client, feed, settings, counted, encryption, store))
+            workflows = running_workflows(client, feed, answers, settings, counted, encryption, store)
+            await stack.enter_async_context(workflows)
             canaries = keeping_canaries(client, settings, encryption, knows_tenants=knows_tenants)
             await stack.enter_async_context(canaries)
         if settings.role != Role.WORKFLOWS:

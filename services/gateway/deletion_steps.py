@@ -13,6 +13,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
+from feed.answers import Answers
 from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
@@ -46,6 +47,7 @@ class DeletionSteps:
         self,
         client: Client,
         feed: Feed,
+        answers: Answers,
         reader: JobReader,
         deliveries: DeliveryReader,
         settings: GatewaySettings,
@@ -58,7 +60,7 @@ class DeletionSteps:
         self._workflow_queue = settings.workflow_queue
         self._runs = Runs(client)
         self._encryption = encryption
-        self._parts = parts_of(self._runs, feed, store)
+        self._parts = parts_of(self._runs, feed, answers, store)
 
     @activity.defn(name=names.ACTIVITY_STOP_JOB)
     async def stop_job(self, request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
@@ -82,6 +84,7 @@ class DeletionSteps:
         """Return the runs of a closed job, and where copies of it are."""
         remains = internal_pb2.JobRemains(workflow_id=workflow_id)
         job = await self._last(workflow_id)
+        remains.cached = await _may_be_cached(job)
         delivering = [
             _of_type(await self._runs.describe(id_), names.DELIVERY_WORKFLOW_TYPE) for id_ in delivery_ids(workflow_id)
         ]
@@ -195,6 +198,14 @@ class DeletionSteps:
 
 def _of_type(last: WorkflowExecutionDescription | None, *kinds: str) -> WorkflowExecutionDescription | None:
     return last if last is not None and last.workflow_type in kinds else None
+
+
+async def _may_be_cached(job: WorkflowExecutionDescription | None) -> bool:
+    """Return whether the answer of a job may be in the cache. One whose keys were deleted can be read by nobody."""
+    try:
+        return job is not None and await job.memo_value(names.MEMO_CACHE, None) is True
+    except PayloadError:
+        return False
 
 
 def _require_closed(error: RPCError) -> None:

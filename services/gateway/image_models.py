@@ -14,6 +14,8 @@ def check_image(job: llm_pb2.JobRequest, model: Model) -> list[Violation]:
         sizes = ", ".join(f"{size.width}x{size.height}" for size in model.image_sizes)
         violations.append(Violation("job.image_size", f"must be a size of the model {model.name}: {sizes}"))
     wrong = [f"params.{field.name}" for field, _ in job.params.ListFields() if field.name != "seed"]
-    wrong += [name for name in ("messages", "prompt_file") if name in {field.name for field, _ in job.ListFields()}]
+    wrong += [
+        name for name in ("messages", "prompt_file", "cache") if name in {field.name for field, _ in job.ListFields()}
+    ]
     rule = f"is not supported by the model {model.name}, which makes images"
     return [*violations, *(Violation(f"job.{field}", rule) for field in wrong)]

@@ -41,6 +41,10 @@ class JobBounds:
             asked = getattr(job.timeouts, name)
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
+        ttl = job.cache.ttl
+        if job.HasField("cache") and ttl.seconds + ttl.nanos / 1e9 > settings.max_cache_ttl.total_seconds():
+            bound = f"must be at most {settings.max_cache_ttl}" if settings.max_cache_ttl else "is switched off here"
+            violations.append(Violation("job.cache.ttl", bound))
         if not violations and self._prompt_files is not None:
             violations = await self._prompt_files.check(caller, job)
         return violations

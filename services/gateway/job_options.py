@@ -29,6 +29,7 @@ def job_options(
         default_max_tokens=model.default_max_tokens if model else 0,
         price=model.price.message() if model and model.price else None,
         max_output_bytes=settings.max_output_bytes if has_store else 0,
+        cache=job.HasField("cache"),
     )
     chosen.MergeFrom(delivery_options(settings))
     return chosen

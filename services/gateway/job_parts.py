@@ -6,6 +6,7 @@ A part is removed as often as needed until nothing is left, by whichever gateway
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Protocol
 
+from feed.answers import Answers
 from feed.feed import Feed
 from jobs import names
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
@@ -29,17 +30,20 @@ class JobPart(Protocol):
 
 
 class FeedRecords:
-    """The records of all of the job's runs in the live feed."""
+    """The records of all of the job's runs in the live feed, and its answer in the cache of answers."""
 
     name: Final = llm_pb2.JOB_PART_FEED
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, answers: Answers) -> None:
         self._feed = feed
+        self._answers = answers
 
     async def remove(self, job: internal_pb2.JobRemains) -> bool:
         """See JobPart."""
         keys = [run.run_id for run in job.runs if run.workflow_id == job.workflow_id]
-        return all([await self._feed.remove(key) for key in keys])
+        gone = [await self._feed.remove(key) for key in keys]
+        # NATS of an earlier version may not permit it, where no job can have used the cache.
+        return all(gone) and (not job.cached or await self._answers.store.forget(job.workflow_id))
 
 
 class Workflows:
@@ -67,10 +71,10 @@ class Workflows:
         return gone
 
 
-def parts_of(runs: Runs, feed: Feed, store: Store | None) -> tuple[JobPart, ...]:
+def parts_of(runs: Runs, feed: Feed, answers: Answers, store: Store | None) -> tuple[JobPart, ...]:
     """Return all that belongs to a job. Its workflow comes last, because it says what else there is."""
     return (
-        FeedRecords(feed),
+        FeedRecords(feed, answers),
         *([] if store is None else [OutputPart(store)]),
         Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, (names.DELIVERY_WORKFLOW_TYPE,), delivery_ids),
         Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, (names.JOB_WORKFLOW_TYPE, names.PIPELINE_WORKFLOW_TYPE), _itself),

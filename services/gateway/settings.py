@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
+from jobs.cache_rules import MAX_TTL_SECONDS
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from jobs.options import (
     DEFAULT_HEARTBEAT_TIMEOUT,
@@ -251,6 +252,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     takes six events, one that ends without all its items as many again. Temporal may suggest it earlier."""
     batch_max_watched: int = Field(100, ge=4, le=1000)
     """Maximum number of items of one batch with "watch": true that run or wait for a worker at the same time."""
+    max_cache_ttl: timedelta = Field(timedelta(days=1), ge=timedelta(0), le=timedelta(seconds=MAX_TTL_SECONDS))
+    """Maximum of AnswerCache.ttl, for which answers may be kept for equal jobs. PT0S: no job may use the cache."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
     """Interval at which the gateway counts what has not ended, for metrics. A count is two requests to Temporal's
     visibility for each model, at most two a second, one for batches and one for pipelines. A gateway whose count

@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from encryption import Encryption
+from feed.answers import Answers
 from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
@@ -135,6 +136,7 @@ def _key_of(feed_key: str) -> str:
 async def running_workflows(
     client: Client,
     feed: Feed,
+    answers: Answers,
     settings: GatewaySettings,
     metrics: GatewayMetrics,
     encryption: Encryption | None,
@@ -148,7 +150,7 @@ async def running_workflows(
             files = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
-        await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
+        await stack.enter_async_context(workflow_worker(client, feed, answers, settings, metrics, encryption, store))
         await stack.enter_async_context(batch_steps_worker(client, feed, settings, encryption, store))
         await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
@@ -204,6 +206,7 @@ def watched_worker(
 def workflow_worker(
     client: Client,
     feed: Feed,
+    answers: Answers,
     settings: GatewaySettings,
     metrics: GatewayMetrics,
     encryption: Encryption | None = None,
@@ -239,7 +242,7 @@ def workflow_worker(
     in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, Runs(client), has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
     texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
-    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
+    steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,

@@ -17,9 +17,11 @@ from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.answer_cache import AnswerCache
 from services.gpu_worker.batch.activity import RunBatchChunk
 from services.gpu_worker.chosen_engine import chosen_engine
 from services.gpu_worker.polling import polling
+from services.gpu_worker.recipe import Recipe
 from services.gpu_worker.reporting import reporting
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.trained_model import load, model_folder
@@ -36,7 +38,7 @@ async def main() -> None:
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
     async with serving_metrics(settings, readiness) as metrics, model_folder(settings) as path:
         engine = chosen_engine(settings, path)
-        feed, reports = open_feed(FeedSettings(), SERVICE, encryption)
+        feed, reports, answers = open_feed(FeedSettings(), SERVICE, encryption)
         store = open_store(StoreSettings(), encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
@@ -47,7 +49,8 @@ async def main() -> None:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
             connected.set_result(client)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
-            activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store)
+            cache = AnswerCache(answers, Recipe(settings, path), telemetry[0])
+            activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store, cache)
             chunks = RunBatchChunk(activity, engine, feed, store, settings, name, telemetry[0])
             polls = polling(client, activity, chunks, settings, name)
             async with reporting(reports, activity, engine, loading, settings, name) as reporter, polls:

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, NoReturn
 
 from opentelemetry.metrics import Meter
@@ -30,9 +30,7 @@ from jobs.errors import (
     Cancelled,
     EngineDead,
     JobError,
-    RunTimeout,
     UnknownModel,
-    WorkerLost,
     WorkerShutdown,
     to_attempt_error,
 )
@@ -42,8 +40,10 @@ from jobs.rules import require_valid
 from jobs.stages import DONE, LOADING, PREFILL
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker import spans
+from services.gpu_worker.answer_cache import AnswerCache, Flight
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
+from services.gpu_worker.giving_up import why_given_up
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
 from services.gpu_worker.prompt_files import PromptFiles
@@ -72,8 +72,12 @@ class RunLLMOnGPU:
         meter: Meter,
         tracer: Tracer,
         store: Store | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
-        """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
+        """`loaded` is the task that starts the engine; jobs taken before it is done wait for it.
+
+        Without a `cache` each job generates.
+        """
         self.seats = Seats(settings.max_concurrent, settings.background_seats)
         self.metrics = WorkerMetrics(meter, engine, settings.model, self.seats)
         self.tracer = tracer
@@ -84,6 +88,7 @@ class RunLLMOnGPU:
         self._worker = worker
         self._files = OutputFiles(store)
         self._prompts = PromptFiles(store)
+        self._cache = cache or AnswerCache(None, None, meter)
         self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
@@ -156,7 +161,7 @@ class RunLLMOnGPU:
                 raise await self._failure(why, attempt) from None
             else:
                 spans.describe_giving_up()
-                attempt.close(_why_given_up(info))
+                attempt.close(why_given_up(info))
                 raise
         except NoSeat as why:
             attempt.pause()
@@ -197,26 +202,36 @@ class RunLLMOnGPU:
             job.ClearField("prompt_file")
         if attempt.rewinds:
             self.metrics.rewound()
-        while True:
-            await waits.take_seat()
-            await attempt.enter(PREFILL)
-            try:
-                reason = await self._run_engine(attempt, waits.seat)
-            except CannotContinue as why:
-                _log.info("the output so far cannot be continued: %s", why)
-                attempt.start_over()
-                self.metrics.rewound()
-                continues = False
-                continue
-            if continues:
-                self.metrics.continued()
-                continues = False
-            if reason is not None:
-                return reason
-            self.metrics.paused()
-            waits.pause()
+        async with self._cache.flight(attempt, activity.info().workflow_id or "") as flight:
+            while True:
+                if (cached := await flight.landed()) is not None:
+                    return cached
+                await waits.take_seat()
+                if not await flight.take_off():
+                    waits.seat.free()
+                    continue
+                await attempt.enter(PREFILL)
+                try:
+                    reason = await self._run_engine(attempt, waits.seat, flight)
+                except CannotContinue as why:
+                    _log.info("the output so far cannot be continued: %s", why)
+                    attempt.start_over()
+                    self.metrics.rewound()
+                    continues = False
+                    continue
+                if continues:
+                    self.metrics.continued()
+                    continues = False
+                if reason is not None:
+                    await flight.keep(reason)
+                    return reason
+                self.metrics.paused()
+                await flight.release()
+                waits.pause()
 
-    async def _run_engine(self, attempt: Attempt, seat: Seat) -> "llm_pb2.FinishReason.ValueType | None":
+    async def _run_engine(
+        self, attempt: Attempt, seat: Seat, flight: Flight
+    ) -> "llm_pb2.FinishReason.ValueType | None":
         """Generate; return the finish reason, or None if the seat is to be freed before the end."""
         engine, capture = self._engine, self._settings.capture_content
         tenant = tenant_of(activity.info().workflow_id or "")
@@ -232,6 +247,7 @@ class RunLLMOnGPU:
                     record(output)
                     self._moved_at = time.monotonic()
                     await attempt.add(output)
+                    flight.note(output)
                     attempt.require_budget(engine.context_tokens, output.finish_reason)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
@@ -293,18 +309,3 @@ class RunLLMOnGPU:
             # The feed stays open for the next attempt, which has the whole output from there.
             file = None
         return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR, file))
-
-
-def _why_given_up(info: activity.Info) -> JobError:
-    """Return why Temporal has given up an attempt that still runs. It does not say which of its timeouts has passed."""
-    limits = [
-        since + limit
-        for since, limit in (
-            (info.started_time, info.start_to_close_timeout),
-            (info.scheduled_time, info.schedule_to_close_timeout),
-        )
-        if limit is not None
-    ]
-    if datetime.now(UTC) >= min(limits, default=datetime.max.replace(tzinfo=UTC)):
-        return RunTimeout("Temporal gave the attempt up: it exceeded a time limit")
-    return WorkerLost("Temporal gave the attempt up: its heartbeats did not arrive")

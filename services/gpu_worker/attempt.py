@@ -16,6 +16,7 @@ from jobs.limits import MAX_OUTPUT_BYTES
 from jobs.stages import DECODE, DONE, LOADING
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
+from services.gpu_worker.answer_pieces import rest_of
 from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.budget import require_more_than, require_time
 from services.gpu_worker.engines.engine import Engine, Generation, Image, Output
@@ -56,6 +57,10 @@ class Attempt:
         self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
         self._logprobs_bytes = 0
+        self.uses_cache = request.cache and request.job.HasField("cache")
+        """Whether the job uses the cache of answers."""
+        self.cached = False
+        """Whether the output is another job's."""
         self._last: Output | None = None
         """The engine's last output, once there is one."""
         self.max_output_bytes = 0
@@ -168,6 +173,27 @@ class Attempt:
         if self._progress_timer.expired:
             await self._publish_progress()
 
+    async def replay(self, answer: internal_pb2.CachedAnswer) -> "llm_pb2.FinishReason.ValueType | None":
+        """Publish the answer of another job, as if it were generated; return its finish reason.
+
+        None, and nothing is published, if what earlier attempts have published is no part of it.
+        """
+        if (rest := rest_of(answer, self._writer.output)) is None:
+            return None
+        self.cached = True
+        for index, piece in enumerate(rest):
+            last = index == len(rest) - 1
+            output = Output(
+                piece.text,
+                tuple(piece.token_ids),
+                answer.prompt_tokens,
+                answer.finish_reason if last else None,
+                tuple(piece.logprobs),
+            )
+            await self.add(output)
+        await self.enter(DONE)
+        return answer.finish_reason
+
     def _keep_image(self, image: Image) -> None:
         if not self.max_output_bytes:
             raise InvalidJob("model: images need a store at gateway and worker (STORE_URL), and are of no batch")
@@ -222,7 +248,8 @@ class Attempt:
             result.images.append(self.image_file)
         result.metadata.engine = engine.name
         result.metadata.model = self.job.model
-        if self.watchdog.stage != LOADING:
+        result.metadata.cached = self.cached
+        if self.watchdog.stage != LOADING and not self.cached:
             result.metadata.gpu.CopyFrom(engine.gpu)
         if self._last is not None:
             result.metadata.cached_prompt_tokens = self._last.cached_prompt_tokens

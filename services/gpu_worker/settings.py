@@ -52,6 +52,10 @@ class GpuWorkerSettings(MetricsSettings):
     """A folder in Hugging Face format, or a hub name; with the engines openai and openai-images the model's name at the
     provider. If unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with
     the engines simulated and simulated-images. A trained model has none: it comes from the store."""
+    model_revision: str = ""
+    """What tells the weights from others of the same name, for the cache of answers: an answer is found by workers of
+    the same revision alone. Unset: the worker reads the files of the model's folder once a job asks for the cache. Set
+    it for a model from the hub or of a provider, whose files it does not see."""
     model_tenant: str = Field("", pattern=rf"^(?:{TENANT_PATTERN.pattern})?$")
     """The tenant that has trained the model, where GPU_WORKER_MODEL is a trained one, as <model>@<version> or
     <model>@<alias>. The worker loads the version that the alias names then, and refuses the jobs of other tenants.

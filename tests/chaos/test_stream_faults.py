@@ -8,17 +8,19 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import nats
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from feed.feed import FeedSettings
 from feed.nats import NatsFeed
+from jobs.stages import QUEUED
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import Seen, new_job, run_job, until_message, watch
@@ -27,6 +29,7 @@ from tests.support.watchers import watch_anywhere, watch_in_pieces, when_output_
 
 TOKENS = 400
 PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
+CACHE = llm_pb2.AnswerCache(ttl=Duration(seconds=600))
 
 
 class Breakable(NamedTuple):
@@ -47,9 +50,9 @@ class Breakable(NamedTuple):
         (process,) = [process for process in self.stack.processes.values() if process.pid == pid]
         return process
 
-    async def submit(self) -> str:
+    async def submit(self, **changes: Any) -> str:
         """Start the job again and return its id."""
-        return (await self.stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=PARAMS)))).workflow_id
+        return (await self.stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=PARAMS, **changes)))).workflow_id
 
     def check(self, watchers: list[Seen], attempts: int = 1) -> None:
         """Check that every watcher holds the whole output without a rewind, and that the result has the same output."""
@@ -124,14 +127,16 @@ async def test_the_feeds_broker_dies_and_comes_back(broken: Breakable) -> None:
 
 async def test_the_feeds_broker_is_gone_for_good(broken: Breakable) -> None:
     """Progress continues, and the output comes at the end from Temporal. A broker that returns is used again."""
-    id_ = await broken.submit()
+    id_ = await broken.submit(cache=CACHE)
     early = asyncio.create_task(watch(broken.stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(broken.stub, id_, random.Random(0)))
     await when_output_reaches(broken.stub, id_, len(broken.expected) // 4)
     await broken.nats.kill()
     late = asyncio.create_task(watch(broken.stub, id_))
+    # The cache of answers is away, too.
+    equal = asyncio.create_task(watch(broken.stub, await broken.submit(cache=CACHE)))
     watchers = [await early, await pieces, await late]
-    broken.check(watchers)
+    broken.check([*watchers, await equal])
     for seen in watchers:
         # About 300 of the tokens came without the broker, in 1.5 s with a heartbeat every 0.3 s.
         reports = [m.status.progress.output_tokens for m in seen.messages if m.HasField("status")]
@@ -162,6 +167,25 @@ async def test_the_log_is_lost_between_two_attempts(broken: Breakable) -> None:
     await broken.whole_again()
     broken.check(watchers, attempts=2)
     assert (await offsets).output == broken.expected
+
+
+async def test_an_equal_job_goes_on_when_the_worker_of_the_first_is_lost(broken: Breakable) -> None:
+    """It waits for the answer of the first job, without a seat, until that job's claim ends. Then it generates."""
+    first = await broken.submit(cache=CACHE)
+    status = await when_output_reaches(broken.stub, first, len(broken.expected) // 4)
+    second = await broken.submit(cache=CACHE)
+    await until_message(broken.stub, second, lambda message: message.status.progress.stage == QUEUED)
+    worker = broken.worker_of(status)
+    await worker.kill()
+    async with asyncio.timeout(60):
+        watchers = [await watch(broken.stub, id_) for id_ in (second, first)]
+    broken.check(watchers)
+    assert not watchers[0].final.result.metadata.cached
+    await worker.start()
+    await worker.wait_ready()
+    third = await watch(broken.stub, await broken.submit(cache=CACHE))
+    broken.check([third])
+    assert third.final.result.metadata.cached
 
 
 async def test_a_zombie_cannot_write(broken: Breakable) -> None:

@@ -23,6 +23,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from feed.feed import FeedSettings
 from feed.nats import NatsFeed
+from feed.nats_answers import NatsAnswers
 from jobs.errors import DeliveryFailed
 from llm_pb import internal_pb2, llm_pb2
 from runtime.audit import AuditUnavailable
@@ -136,6 +137,26 @@ async def test_gateway_and_worker_share_a_feed_that_only_the_gateway_creates_and
         await feed.close()
 
 
+async def test_workers_keep_answers_that_the_gateway_removes(broker: Stack) -> None:
+    gateway, worker = feed_of(broker, "gateway"), feed_of(broker, "gpu-worker")
+    hour = timedelta(hours=1)
+    async with asyncio.timeout(60):
+        for feed in (gateway, worker):
+            feed.start()
+            await feed.wait_ready()
+        of_gateway, of_worker = (NatsAnswers(feed, FeedSettings()) for feed in (gateway, worker))
+        assert await of_gateway.forget("llmjob-a-1"), "there is no cache yet"
+        turn = await of_worker.claim("key", 0)
+        assert turn
+        await of_worker.put("key", "llmjob-a-1", b"answer", hour)
+        await of_worker.release("key", turn)
+        assert (await of_worker.find("key")).data == b"answer"
+        assert await of_gateway.forget("llmjob-a-1")
+        assert (await of_worker.find("key")).data is None
+    for feed in (gateway, worker):
+        await feed.close()
+
+
 async def test_a_gateway_gets_the_reports_of_workers(broker: Stack) -> None:
     """No stream stores them. A role that may not read them knows that it gets none."""
     gateway, worker, notifier = (feed_of(broker, role) for role in ("gateway", "gpu-worker", "notifier"))
@@ -237,11 +258,16 @@ ONLY_FEED = {
     "read the feed": ("publish", f"{API}.CONSUMER.CREATE.{STREAM}"),
     "steer a reader": ("publish", f"$JS.FC.{STREAM}.x"),
 }
+ONLY_WORKER = {
+    "forge an answer": ("publish", "llm.cache.answer.key.job"),
+    "read an answer": ("publish", f"{API}.STREAM.MSG.GET.LLM_CACHE"),
+}
+FORGET_ANSWERS = {"purge the cache of answers": ("publish", f"{API}.STREAM.PURGE.LLM_CACHE")}
 ONLY_NOTIFIER = {"forge events": ("publish", "llm.events.team")}
 TRIED = {
-    "gateway": {**FORBIDDEN_TO_ALL, **ONLY_NOTIFIER, **FORGE_REPORTS},
-    "gpu-worker": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_NOTIFIER},
-    "notifier": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_FEED, **FORGE_REPORTS},
+    "gateway": {**FORBIDDEN_TO_ALL, **ONLY_NOTIFIER, **FORGE_REPORTS, **ONLY_WORKER},
+    "gpu-worker": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_NOTIFIER, **FORGET_ANSWERS},
+    "notifier": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_FEED, **FORGE_REPORTS, **ONLY_WORKER, **FORGET_ANSWERS},
 }
 
 

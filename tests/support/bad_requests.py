@@ -272,6 +272,11 @@ def _submit_rows() -> Iterator[Row]:
         if what not in ("over the operator's bound", "endless"):
             budget = common_pb2.Budget(engine_time=duration)
             yield _row(f"budget.engine_time {what}", submit(budget=budget), "job.budget.engine_time")
+    for what, duration in _BAD_DURATIONS.items():
+        cache = llm_pb2.AnswerCache(ttl=duration)
+        yield _row(f"cache.ttl {what}", submit(params={"seed": 1}, cache=cache), "job.cache.ttl")
+    drawn = llm_pb2.AnswerCache(ttl=Duration(seconds=60))
+    yield _row("a cache of what is drawn anew", submit(params={"temperature": 0.5}, cache=drawn), "job.cache")
     yield _row(
         "a budget of costs for a model without a price", submit(budget={"cost_micros": 1}), "job.budget.cost_micros"
     )

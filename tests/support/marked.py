@@ -64,6 +64,9 @@ async def write_marked(channel: grpc.aio.Channel, marker: str) -> Marked:
     output = seen.final.result.output_file.file_id
     assert output, seen.final.status
 
+    asks = new_job(marker, params={"max_tokens": 3, "seed": 7}, cache={"ttl": {"seconds": 3600}})
+    assert (await run_job(LlmServiceStub(channel), asks)).final.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+
     said = {"max_tokens": 20, "choice": {"options": [f"{marker} said so"]}}
     fails = {"prompt": f"{marker} [[fault:failed@3]]", "params": {"max_tokens": 9}}
     lines: list[dict[str, Any]] = [

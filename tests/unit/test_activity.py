@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from feed.answers import Answers
 from feed.memory import MemoryFeed
 from jobs.errors import RULES, EngineDead, EngineFailed, JobError, partial_result
 from jobs.ids import workflow_id
@@ -22,7 +23,9 @@ from jobs.rules import check_job
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gateway.left_output import recovered_output
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.answer_cache import AnswerCache
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
+from services.gpu_worker.recipe import Recipe
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.objects import open_objects
 from store.outputs import write_output
@@ -52,11 +55,14 @@ class Worker:
         name: str = "w",
         settings: GpuWorkerSettings = SETTINGS,
         store: Store | None = None,
+        answers: Answers | None = None,
+        folder: str = "",
     ) -> None:
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader]).get_meter("test")
         loaded = asyncio.create_task(asyncio.sleep(0))
-        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer(), store)
+        cache = AnswerCache(answers, Recipe(settings, folder), meter)
+        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer(), store, cache)
         self.seats = self._activity.seats
 
     async def run(
@@ -68,7 +74,7 @@ class Worker:
         request.create_time.GetCurrentTime()
         return await environment.run(self._activity.__call__, request)
 
-    def counted(self, name: str) -> int:
+    def counted(self, name: str, **labels: str) -> int:
         data = self._reader.get_metrics_data()
         points = [
             point.value
@@ -77,6 +83,8 @@ class Worker:
             for metric in scope.metrics
             if metric.name == name
             for point in metric.data.data_points
+            if labels.items()
+            <= {name.rpartition(".")[2]: text for name, text in (point.attributes or {}).items()}.items()
         ]
         return sum(points)
 

@@ -85,6 +85,7 @@ ONLY = {
     },
     "nats": {
         "feed/nats.py",
+        "feed/nats_answers.py",
         "feed/nats_consumers.py",
         "runtime/audit_nats.py",
         "runtime/nats_client.py",

@@ -11,7 +11,7 @@ from openai_api.responses_request import LOGPROBS
 _ROLES: Final = {llm_pb2.ROLE_SYSTEM: "system", llm_pb2.ROLE_USER: "user", llm_pb2.ROLE_ASSISTANT: "assistant"}
 _STRUCTURED: Final = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 """The members of `structured_outputs` by their field."""
-_NO_PARAMETER: Final = ("project_id", "timeouts", "notify_options", "cancel_if_unwatched")
+_NO_PARAMETER: Final = ("project_id", "timeouts", "notify_options", "cancel_if_unwatched", "cache")
 """Fields of a job that OpenAI's API has no parameter for."""
 
 

@@ -68,3 +68,15 @@ async def broken(llm: Pipeline, spec: Struct) -> StringValue:
 async def deep(llm: Pipeline, path: StringValue) -> StringValue:
     """Generate at a path."""
     return StringValue(value=(await llm.generate(path.value, model="docstrings", prompt="Deep.", max_tokens=4)).text)
+
+
+@pipeline("twice", StringValue, StringValue)
+async def twice(llm: Pipeline, prompt: StringValue) -> StringValue:
+    """Generate the same twice, each time from the cache if it has the answer."""
+    steps = [
+        await llm.generate(
+            name, model="docstrings", prompt=prompt.value, max_tokens=8, seed=1, cache=timedelta(minutes=5)
+        )
+        for name in ("first", "second")
+    ]
+    return StringValue(value=" ".join(str(step.result.metadata.cached) for step in steps))
