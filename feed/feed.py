@@ -132,6 +132,9 @@ class FeedSettings(BaseSettings):
     """Prefix of the subjects of the cache of answers."""
     cache_max_bytes: int = Field(256 << 20, gt=0)
     """Maximum disk space of the cache of answers, in bytes. The oldest are deleted first."""
+    max_readers: int = Field(100_000, gt=0)
+    """Maximum number of readers of the feed at the same time: one for each job that is watched at a gateway, in all
+    gateways together. NATS takes about 45 KB for each. Watchers of further jobs see progress without tokens."""
     replicas: int = Field(1, ge=1, le=5)
     """Number of servers of a NATS cluster that hold the stream. With 3 it outlives the loss of one of them. A server
     that is in no cluster takes 1 alone."""

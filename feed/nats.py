@@ -262,6 +262,8 @@ class NatsFeed:
             storage=StorageType.FILE,
             max_age=self._settings.max_age.total_seconds(),
             max_bytes=self._settings.max_bytes,
+            # Left to itself, nats-server 2.15 takes 1,000.
+            max_consumers=self._settings.max_readers,
             num_replicas=self._settings.replicas,
         )
         try:
@@ -269,6 +271,9 @@ class NatsFeed:
         except NotFoundError:
             await reraise_cancel(self._stream.add_stream(config))
             return
+        if (found.max_consumers or 0) <= 0:
+            # An earlier nats-server made the stream without a limit, and some of them cannot set one later.
+            config.max_consumers = found.max_consumers
         if _own(found) == _own(config):
             return
         try:
@@ -305,7 +310,8 @@ class NatsFeed:
 
 def _own(config: StreamConfig) -> tuple[object, ...]:
     """Return the part of a stream's configuration that the settings determine."""
-    return config.subjects, config.storage, config.max_age, config.max_bytes, config.num_replicas
+    limits = config.max_age, config.max_bytes, config.max_consumers
+    return config.subjects, config.storage, *limits, config.num_replicas
 
 
 @lru_cache(maxsize=4096)  # it is needed for every record

@@ -374,15 +374,31 @@ async def test_changed_limits_are_taken_over(own_broker: Stack, own_feed: NatsFe
     """The next process that starts with new limits sets them on the stream. The records stay."""
     assert await own_feed.sync("job", record(0))
     address = f"nats://{own_broker.address('nats')}"
-    other = NatsFeed(FeedSettings(url=SecretStr(address), max_age=timedelta(hours=1), max_bytes=1 << 20))
+    limits = {"max_age": timedelta(hours=1), "max_bytes": 1 << 20, "max_readers": 2000}
+    other = NatsFeed(FeedSettings(url=SecretStr(address), **limits))
     other.start()
     async with asyncio.timeout(60):
         await other.wait_ready()
     assert await read(other, "job", 1) == [0]
     async with jetstream(own_broker) as stream:
         config = (await stream.stream_info(FeedSettings().stream)).config
-    assert (config.max_age, config.max_bytes) == (3600, 1 << 20)
+    assert (config.max_age, config.max_bytes, config.max_consumers) == (3600, 1 << 20, 2000)
     await other.close()
+
+
+async def test_more_jobs_are_watched_than_nats_expects_of_a_stream(own_feed: NatsFeed) -> None:
+    """By itself nats-server gives a stream 1,000 consumers."""
+    jobs, begun = 1050, asyncio.Semaphore(0)
+    reading = [asyncio.create_task(own_feed.read(f"{job}", lambda _: True, begun.release)) for job in range(jobs)]
+    async with asyncio.timeout(120):
+        for _ in range(jobs):
+            await begun.acquire()
+        for job in (0, jobs - 1):
+            assert await own_feed.sync(f"{job}", record(0))
+            await reading[job]
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
 
 
 async def test_an_encrypted_feed_reads_records_in_clear_and_of_several_keys(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_a_secret_that_is_refused_is_not_shown(
         ),
         (FeedSettings, "FEED_URL", ["nats://x,tls://y"], [], "one scheme"),
         (FeedSettings, "FEED_REPLICAS", ["0", "6"], ["1", "3"], ""),
+        (FeedSettings, "FEED_MAX_READERS", ["0", "-1"], ["1", "1000000"], ""),
         (TemporalSettings, "TEMPORAL_DEPLOYMENT_NAME", ["a.b", "a:b"], [], ""),
         (
             GatewaySettings,
