@@ -44,6 +44,8 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("payload_cost", False, PLAIN),
     ("temporal_cost", False, PLAIN),
     ("growth", False, PLAIN),
+    ("feed_fanout", False, PLAIN),
+    ("queue_partitions", False, PLAIN),
     ("fairness", False, PLAIN),
     ("seats", False, PLAIN),
     ("pipeline_steps", False, PLAIN),

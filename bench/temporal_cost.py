@@ -1,7 +1,7 @@
-"""What a job costs Temporal: history events, bytes of history, calls of its API and writes of workflows, each per job.
+"""What a job costs Temporal: history events, bytes of history, calls of its API and writes, each per job.
 
 Jobs run one after another. Each case has a number of tokens and of watchers. Temporal itself counts calls and writes,
-the polls of workers included.
+the polls of workers included. `suite` notifies nobody, `suite_notified` one webhook.
 
 The peers run the same job in the same run, on the same server. The first is Temporal's Workflow Streams, set up like
 its own sample for LLMs: a batch of tokens each 200 ms, polls 100 ms apart, a subscriber for each watcher. Its tokens
@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from temporalio.client import Client
@@ -28,7 +29,10 @@ from bench.support.report import Report
 from bench.support.stacks import beside, models, new_stack, simulated
 from bench.support.temporal_counts import TemporalCounts
 from bench.support.watched_job import DEADLINE_SECONDS, MODEL, finish, submit
+from deploy.local.ports import free_port
+from deploy.local.receiver import Receiver
 from jobs.names import GPU_QUEUE
+from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -54,7 +58,7 @@ async def measure(sizes: Sizes) -> Report:
     report = Report(
         "What does a job cost Temporal?",
         "Per job: events and bytes of its history, calls of Temporal's API (polls included), writes of workflows to the"
-        f" database. The engine generates {PER_SECOND} tokens a second.",
+        f" database and to the visibility store. The engine generates {PER_SECOND} tokens a second.",
     )
     # First the numbers of tokens with one watcher, then the numbers of watchers with a few tokens.
     cases = dict.fromkeys([*((tokens, 1) for tokens in sizes.tokens), *((sizes.tokens[0], n) for n in sizes.watchers)])
@@ -62,7 +66,8 @@ async def measure(sizes: Sizes) -> Report:
         for _ in range(sizes.rounds):
             for tokens, watchers in cases:
                 for who, way in ways.items():
-                    if who == "peer_bare_workflow" and (tokens, watchers) != (sizes.tokens[0], sizes.watchers[0]):
+                    once = who in ("peer_bare_workflow", "suite_notified")
+                    if once and (tokens, watchers) != (sizes.tokens[0], sizes.watchers[0]):
                         continue
                     calls = await per_job(way, counts, client, sizes.jobs, tokens, watchers)
                     report.add(name(tokens, watchers), who, calls)
@@ -107,8 +112,11 @@ async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Clien
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
         stub, client = LlmServiceStub(channel), await Client.connect(temporal)
 
-        async def suite(tokens: int, watchers: int) -> str:
-            id_ = await submit(stub, tokens=tokens)
+        receiver = await opened.enter_async_context(Receiver(free_port()))
+        webhook = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=receiver.url))
+
+        async def suite(tokens: int, watchers: int, **fields: Any) -> str:
+            id_ = await submit(stub, tokens=tokens, **fields)
             await asyncio.gather(*(finish(stub, id_) for _ in range(watchers)))
             await client.get_workflow_handle(id_).result()
             return id_
@@ -125,7 +133,12 @@ async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Clien
             await client.execute_workflow(BareWorkflow.run, 2, id=id_, task_queue=QUEUE)
             return id_
 
-        ways: dict[str, Way] = {"suite": suite, "peer_workflow_streams": streams, "peer_bare_workflow": bare}
+        ways: dict[str, Way] = {
+            "suite": suite,
+            "suite_notified": partial(suite, notify=[webhook]),
+            "peer_workflow_streams": streams,
+            "peer_bare_workflow": bare,
+        }
         for way in ways.values():
             await way(1, 1)
         yield ways, TemporalCounts(stack), client
@@ -135,18 +148,19 @@ async def per_job(
     way: Way, counts: TemporalCounts, client: Client, jobs: int, tokens: int, watchers: int
 ) -> dict[str, float]:
     """Run `jobs` jobs; return the costs of one."""
-    calls, writes = await counts.settled(client)
+    before = await counts.settled(client)
     async with asyncio.timeout(DEADLINE_SECONDS):
         ids = [await way(tokens, watchers) for _ in range(jobs)]
-    calls_after, writes_after = await counts.settled(client)
+    after = await counts.settled(client)
     described = [(await client.get_workflow_handle(id_).describe()).raw_description for id_ in ids]
     # The long poll for the result is a call of this script.
     own = Counter({"PollWorkflowExecutionHistory": jobs})
     return {
         "events": sum(each.workflow_execution_info.history_length for each in described) / jobs,
         "history_bytes": sum(each.workflow_execution_info.history_size_bytes for each in described) / jobs,
-        "calls": (calls_after - calls - own).total() / jobs,
-        "writes": (writes_after - writes) / jobs,
+        "calls": (after.calls - before.calls - own).total() / jobs,
+        "writes": (after.writes - before.writes) / jobs,
+        "visibility_writes": (after.visibility_writes - before.visibility_writes) / jobs,
     }
 
 

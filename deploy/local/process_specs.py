@@ -111,7 +111,7 @@ def _temporal(wiring: Wiring) -> ProcessSpec:
     attributes = {key.name: key.indexed_value_type.name.title().replace("_", "") for key in SEARCH_ATTRIBUTES}
     return ProcessSpec(
         command=(
-            _program("temporal"),
+            program("temporal"),
             *("server", "start-dev", "--ip", HOST),
             *("--port", str(wiring.ports.temporal), "--ui-port", str(wiring.ports.temporal_ui)),
             *("--metrics-port", str(wiring.ports.temporal_metrics)),
@@ -138,7 +138,7 @@ def _nats(wiring: Wiring) -> ProcessSpec:
         quoted = {name: json.dumps(path) for name, path in paths.items()}
         environment = {**quoted, **wiring.secrets.nats_public_keys()}
     return ProcessSpec(
-        command=(_program("nats-server"), "-a", HOST, "-p", str(wiring.ports.nats), *options),
+        command=(program("nats-server"), "-a", HOST, "-p", str(wiring.ports.nats), *options),
         environment=environment,
         probe=listens(f"{HOST}:{wiring.ports.nats}"),
     )
@@ -303,7 +303,7 @@ def _has_operators_endpoint(wiring: Wiring) -> bool:
     )
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """Return the path of a program, in the folder of the interpreter or on PATH. Raises ProgramMissing."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
