@@ -73,8 +73,9 @@ async def measure(sizes: Sizes) -> Report:
         "How do a thousand workers share a queue?",
         f"Seconds. {sizes.few} jobs of a user behind {sizes.many} of another: {SLOTS} seats, jobs of"
         f" {sizes.job_seconds:g} s, from the first submission to the last end. {WORKERS} workers of {SEATS} seats,"
-        f" jobs of {LONG_SECONDS:g} s: from submission to start, simulated; at a load of {LOAD:.0%} where jobs come by chance. Idle polls: how many"
-        " Temporal's frontend refuses with its default settings, and the server's memory for each.",
+        f" jobs of {LONG_SECONDS:g} s: from submission to start, simulated; at a load of {LOAD:.0%} where jobs come by"
+        " chance. Idle polls: how many Temporal's frontend refuses with its default settings, and the server's memory"
+        " for each.",
     )
     for number in range(sizes.rounds):
         chance = random.Random(number)
