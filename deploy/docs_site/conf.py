@@ -17,5 +17,5 @@ html_domain_indices = False
 smartquotes = False
 # Nothing is fetched from elsewhere, and the search works without a server.
 html_baseurl = ""
-# Some blocks show a part of a JSON text, or an answer with a comment. A file that becomes a part of a page has no title.
+# Some blocks show a part of a JSON text, or an answer with a comment. A part of a page has no title of its own.
 suppress_warnings = ["misc.highlighting_failure", "myst.header"]
