@@ -43,7 +43,7 @@ class Table:
 
     def __init__(self) -> None:
         self.clock, self.reports = Clock(), Reports()
-        self.workers = Workers(self.reports, GatewayMetrics(NoOpMeter("test")).ignored_reports, self.clock)
+        self.workers = Workers(self.reports, GatewayMetrics(NoOpMeter("test"), {}).ignored_reports, self.clock)
 
     def take(self, name: str, *, ended: bool = False, interval: float = 5.0, **info: object) -> None:
         worker = llm_pb2.WorkerInfo(worker=name, **{"model": "m", **info})  # type: ignore[arg-type]
