@@ -32,8 +32,6 @@ _PENDING_BYTES: Final = 4 * 1024 * 1024
 _RETRY_SECONDS: Final = 1
 _PENDING_REPORTS: Final = 4096
 """Maximum number of reports that wait for their handler. Further ones are dropped."""
-_PING_SECONDS: Final = 5
-"""Interval of pings. A connection on which the broker does not answer is given up after three of them."""
 
 
 class NatsFeed:
@@ -224,7 +222,6 @@ class NatsFeed:
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
             connect_timeout=max(1, round(self._settings.timeout.total_seconds())),
-            ping_interval=_PING_SECONDS,
             # Past this nats-py makes a publisher wait; append stays below it.
             pending_size=2 * _PENDING_BYTES,
             error_cb=self._note_error,

@@ -21,6 +21,9 @@ DirectHandler = Callable[[str, bytes, Mapping[str, str] | None], Awaitable[None]
 """Called with the reply subject, the data and the headers of each message. Must neither raise nor wait for the
 connection's next message."""
 
+_PING_SECONDS: Final = 5
+"""Interval of pings. A connection on which the server does not answer is given up after three of them. By default
+nats-py needs six minutes."""
 _CLOSE_SECONDS: Final = 1.0
 """Maximum wait for a server to take what is left, before its connection is closed without that."""
 _USER_SEED: Final = b"SU"
@@ -40,7 +43,7 @@ def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict
     """
     url, tls, nkey_seed = (getattr(settings, prefix + name) for name in ("url", "tls", "nkey_seed"))
     name = f"{settings.model_config.get('env_prefix', '')}{prefix}".upper()
-    options: dict[str, Any] = {"servers": servers_of(url)}
+    options: dict[str, Any] = {"servers": servers_of(url), "ping_interval": _PING_SECONDS}
     if role:
         options["inbox_prefix"] = f"_INBOX.{role}"
     if tls is not None:

@@ -6,7 +6,10 @@ from contextlib import asynccontextmanager
 
 from pydantic import SecretStr
 
-from runtime.nats_client import DirectClient, new_client
+from feed.feed import FeedSettings
+from runtime.nats_client import DirectClient, connect_options, new_client
+from services.gateway.settings import GatewaySettings
+from services.notifier.settings import NotifierSettings
 
 SECONDS = 20
 MEGABYTES = 16
@@ -67,3 +70,11 @@ async def test_a_client_ends_although_the_server_takes_nothing() -> None:
         client = await stuffed(url)
         await client.close()
         assert client.is_closed
+
+
+def test_every_client_soon_notices_that_its_server_is_gone() -> None:
+    """The feed's, the notifier's and the audit log's. nats-py gives a server up after its third unanswered ping."""
+    notifier = NotifierSettings(nats_url=SecretStr("nats://server"))
+    gateway = GatewaySettings(audit=SecretStr("nats://server/AUDIT"))
+    for one, prefix in ((FeedSettings(), ""), (notifier, "nats_"), (gateway, "audit_")):
+        assert 3 * connect_options(one, "role", prefix)["ping_interval"] <= 15

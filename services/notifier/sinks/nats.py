@@ -32,8 +32,6 @@ _ROLE: Final = "notifier"
 """The name of the inbox at NATS."""
 _RETRY_SECONDS: Final = 1
 _CONNECT_SECONDS: Final = 5
-_PING_SECONDS: Final = 5
-"""Interval of pings to the server. A connection is closed after three intervals without an answer."""
 
 _OVER_STREAMS_LIMIT: Final = 10054
 """JetStream's error code for a message that is over the stream's max_msg_size."""
@@ -103,7 +101,6 @@ class NatsSink:
                 connect_timeout=_CONNECT_SECONDS,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RETRY_SECONDS,
-                ping_interval=_PING_SECONDS,
                 error_cb=_log_error,
                 **self._new_options(),
             )
