@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import nats
 import pytest
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from durable_llm import AsyncClient, Output, errors
+from feed.feed import FeedSettings
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import new_job
@@ -326,3 +328,71 @@ async def test_forgotten_connections_are_given_up_in_time(
         with pytest.raises(errors.Cancelled):
             await watching
         await other.result()
+
+
+BROKERS = ("nats1", "nats2", "nats3")
+
+
+@long
+async def test_a_cluster_of_brokers_loses_the_machine_that_leads(tmp_path: Path) -> None:
+    """Its link is cut, so nothing tells its clients. The text is live again before the job ends, and stays exact."""
+    async with AsyncExitStack() as stack, asyncio.timeout(280):
+        try:
+            net = await stack.enter_async_context(network())
+        except NoNetwork as reason:
+            pytest.skip(str(reason))
+        made = await stack.enter_async_context(machines(net, tmp_path, QUICK))
+        hosts = [await net.host(name) for name in BROKERS]
+        routes = ",".join(f"nats-route://{host.address}:6222" for host in hosts)
+        for host in hosts:
+            own = f"nats://{host.address}:6222"
+            cluster = ("-n", host.name, "--cluster_name", "feed", "--cluster", own, "--routes", routes)
+            await made.add("nats", host.name, words=cluster)
+        await made.add("temporal")
+        await made.start()
+        urls = [f"nats://{host.address}:4222" for host in hosts]
+        feed = {"FEED_URL": ",".join(urls), "FEED_REPLICAS": "3"}
+        await made.add("gateway", environment=feed)
+        await made.add("gpu-worker", environment=feed)
+        await made.start()
+        address = made.address("gateway", "gateway")
+        client = await stack.enter_async_context(AsyncClient(address, options=CHANNEL_OPTIONS))
+        tokens = 60 * SPEED
+        job = await client.submit(new_job(params={"max_tokens": tokens, "min_tokens": tokens}))
+        output, came = Output(), [time.monotonic()]
+
+        async def watch() -> None:
+            async for piece in job.stream():
+                assert not piece.rewind
+                output.add(piece)
+                came.append(time.monotonic())
+
+        watching = asyncio.create_task(watch())
+
+        async def runs() -> bool:
+            return len(came) > 20
+
+        await eventually(runs)
+        cut = time.monotonic()
+        leader = await leader_of(urls)
+        await net.hosts[leader].link.cut()
+        await watching
+        assert output.text == (await job.result()).output
+        gap = max(later - one for one, later in itertools.pairwise(came))
+        live = [at for at in came if at > cut + gap]
+        print(f"{leader}: text after {gap:.1f} s")  # noqa: T201  # what the docs say
+        assert gap < 30
+        assert len(live) > 10, "the text was not live again"
+
+
+async def leader_of(urls: list[str]) -> str:
+    """Return the name of the server that leads the feed's stream, once both others hold all of it."""
+    connection = await nats.connect(urls)
+    try:
+        while True:
+            cluster = (await connection.jetstream().stream_info(FeedSettings().stream)).cluster
+            if cluster and cluster.leader and sum(bool(peer.current) for peer in cluster.replicas or ()) == 2:
+                return str(cluster.leader)
+            await asyncio.sleep(0.2)
+    finally:
+        await connection.close()

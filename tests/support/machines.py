@@ -36,10 +36,15 @@ class Machines:
         """Return where the process of the host listens, as host:port."""
         return f"{self.host(name).address}:{getattr(self._ports, LISTENERS[kind][0])}"
 
-    async def add(self, kind: str, name: str = "", environment: Mapping[str, str] | None = None) -> Process:
-        """Define a process of a kind on a new host, and return it without starting it."""
+    async def add(
+        self, kind: str, name: str = "", environment: Mapping[str, str] | None = None, words: tuple[str, ...] = ()
+    ) -> Process:
+        """Define a process of a kind on a host, a new one if there is none, and return it without starting it.
+
+        `words` are more arguments of its command.
+        """
         name = name or kind
-        host = await self.network.host(name)
+        host = self.network.hosts.get(name) or await self.network.host(name)
         folder = self._folder / name
         folder.mkdir()
         spec = PROCESS_SPECS[kind](Wiring(self._ports, folder, "simulated", {}))
@@ -60,7 +65,7 @@ class Machines:
         own = "0.0.0.0" if kind == "temporal" else host.address
         process = self.processes[name] = Process(
             name,
-            host.command(*(own if word == HOST else word for word in spec.command)),
+            host.command(*(own if word == HOST else word for word in spec.command), *words),
             {**spec.defaults, **inherited, **spec.environment, **everywhere, **extra},
             log_path=self._folder / "logs" / f"{name}.log",
             probe=self._probe(kind, host),
