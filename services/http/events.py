@@ -81,16 +81,16 @@ class EventStream(Response):
         finally:
             for task in tasks:
                 task.cancel()
-            (ended, *_) = await asyncio.gather(*tasks, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
             self._place.__exit__(None, None, None)
         if gone:
             if self._on_disconnect is not None:
                 await self._on_disconnect()
             return
         try:
-            if isinstance(ended, Exception):
-                raise ended
-            if isinstance(ended, asyncio.CancelledError):
+            if (failed := next((result for result in ended if isinstance(result, Exception)), None)) is not None:
+                raise failed
+            if pumping.cancelled():
                 await sender.send(_LEAVING)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
