@@ -15,6 +15,7 @@ from services.http.settings import HttpSettings
 
 _DRAINED: Final = 4
 """A body that is too large is read and dropped, up to this many times the limit."""
+_JSON: Final = "application/json"
 _CLOSE: Final = {"Connection": "close"}
 """Ends a connection whose request was not read to its end."""
 
@@ -28,9 +29,9 @@ async def read_object(request: Request, settings: HttpSettings, *, optional: boo
     """
     kind = _media_type(request)
     data = await read_body(request, settings)
-    if not data and optional and kind in ("", "application/json"):
+    if not data and optional and kind in ("", _JSON):
         return {}
-    if kind != "application/json":
+    if kind != _JSON:
         raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be JSON, with Content-Type: application/json")
     try:
         return strict_json.read_object(data)
@@ -70,8 +71,11 @@ def require_no_coding(request: Request) -> None:
 def _media_type(request: Request) -> str:
     """Return the media type of the body, empty if the request names none. Raises Failure, 415."""
     require_no_coding(request)
+    if (whole := request.headers.get("content-type", "")) == _JSON:
+        # What nearly all clients send. The parser of parameters takes a good part of a millisecond.
+        return whole
     sent = email.message.Message()
-    sent["content-type"] = request.headers.get("content-type", "")
+    sent["content-type"] = whole
     charset = str(sent.get_param("charset", "utf-8"))
     if charset.lower() not in ("utf-8", "utf8"):
         raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be in UTF-8, not {charset}", headers=_CLOSE)

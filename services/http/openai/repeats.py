@@ -40,7 +40,10 @@ class Tries(NamedTuple):
     counted: bool = False
     """Whether the client counts its tries."""
     digest: str = ""
-    """A digest of caller, path and body. The caller's credential, which nobody can guess, protects the prompt in it."""
+    """A digest of caller, path and body, if the client counts its tries: without that nothing is compared.
+
+    The caller's credential, which nobody can guess, protects the prompt in it.
+    """
 
     @classmethod
     def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
@@ -48,9 +51,10 @@ class Tries(NamedTuple):
         if key := request_id_of(request):
             return cls(key)
         count = request.headers.get(_TRY, "")
-        counted = _COUNT.fullmatch(count) is not None
-        said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
-        return cls("", counted and int(count) > 0, counted, _sha256("\0".join(said)))
+        if _COUNT.fullmatch(count) is None:
+            return cls()
+        said = [request.headers.get("authorization", ""), request.scope["path"], json.dumps(body, sort_keys=True)]
+        return cls("", repeated=int(count) > 0, counted=True, digest=_sha256("\0".join(said)))
 
     def may_follow(self, *, stream: bool) -> bool:
         """Return whether another try of the request may want its job when this one's client has gone.
