@@ -1,7 +1,6 @@
 """The list of batches, with a form that creates one."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import ClassVar, Final
 
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from llm_pb import batch_pb2
 from services.http.console.batch_view import BatchView
 from services.http.console.formats import batch_state
 from services.http.console.listing import PAGE_SIZE, ListQuery
-from services.http.console.new_work import CreatingList
+from services.http.console.new_work import CreatingList, Refused
 from services.http.failures import bad_request
 from services.http.gateway import Calls
 
@@ -36,13 +35,7 @@ class BatchList(CreatingList):
         id_: str = created.status.batch_id
         return id_
 
-    async def _show(
-        self,
-        request: Request,
-        form: Mapping[str, str] | None = None,
-        refused: str = "",
-        status: HTTPStatus = HTTPStatus.OK,
-    ) -> Response:
+    async def _show(self, request: Request, refused: Refused | None = None) -> Response:
         """Show the page. The filters are in the URL. Raises Failure, 400, for a state that does not exist."""
         query = ListQuery.of(request, _FILTERS)
         filters = query.filters
@@ -56,13 +49,11 @@ class BatchList(CreatingList):
             page_token=query.page_token,
         )
         listed = await self._calls(request).call("ListBatches", message)
-        return self._pages.render(
+        return self._render(
             request,
             "batches.html",
-            status,
+            refused,
             batches=[BatchView(one) for one in listed.batches],
             states=_STATES,
-            form=self._form(form),
-            refused=refused,
             **query.shown(listed.next_page_token),
         )

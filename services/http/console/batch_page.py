@@ -10,7 +10,8 @@ from services.http.bodies import query_of
 from services.http.console.batch_view import BatchView
 from services.http.console.forms import read_form
 from services.http.console.item_page import ItemPage, id_of
-from services.http.rest.batch_streams import PARAMETER, status_to
+from services.http.rest.batch_streams import status_to
+from services.http.rest.stream import PARAMETER
 
 
 class BatchPage(ItemPage):

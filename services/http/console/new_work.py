@@ -4,7 +4,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -17,6 +17,14 @@ from services.http.console.pages import Pages
 from services.http.failures import Failure, of_call
 from services.http.front import Front
 from services.http.gateway import Calls
+
+
+class Refused(NamedTuple):
+    """A form that was refused."""
+
+    form: Mapping[str, str]
+    message: str
+    status: HTTPStatus
 
 
 class CreatingList(ABC):
@@ -47,7 +55,7 @@ class CreatingList(ABC):
             failure = of_call(error)
         else:
             return RedirectResponse(f"{self.place}/{as_path(created)}", HTTPStatus.SEE_OTHER)
-        page = await self._show(request, form, failure.message, failure.status)
+        page = await self._show(request, Refused(form, failure.message, failure.status))
         page.headers.update(failure.headers)
         return page
 
@@ -56,19 +64,22 @@ class CreatingList(ABC):
         """Create what a form says; return its id. Raises Failure, ApiError."""
 
     @abstractmethod
-    async def _show(
-        self,
-        request: Request,
-        form: Mapping[str, str] | None = None,
-        refused: str = "",
-        status: HTTPStatus = HTTPStatus.OK,
-    ) -> Response:
-        """Show the page, with a filled form and the message of why it was refused."""
+    async def _show(self, request: Request, refused: Refused | None = None) -> Response:
+        """Show the page, with the form that was refused and why."""
 
-    def _form(self, form: Mapping[str, str] | None) -> Mapping[str, str]:
-        """Return the values of the form's fields: those given, or those of a new form."""
-        given = form if form is not None else {"user_id": "console", "request_id": f"console-{secrets.token_hex(6)}"}
-        return {name: given.get(name, "") for name in (*self.fields, "user_id", "request_id")}
+    def _render(self, request: Request, template: str, refused: Refused | None, **values: Any) -> Response:
+        """Return the page of a template, whose form is the refused one or a new one."""
+        form = (
+            {"user_id": "console", "request_id": f"console-{secrets.token_hex(6)}"} if refused is None else refused.form
+        )
+        return self._pages.render(
+            request,
+            template,
+            HTTPStatus.OK if refused is None else refused.status,
+            form={name: form.get(name, "") for name in (*self.fields, "user_id", "request_id")},
+            refused="" if refused is None else refused.message,
+            **values,
+        )
 
     def _calls(self, request: Request) -> Calls:
         return self._front.gateway.in_name_of(caller_of(request))

@@ -13,7 +13,8 @@ from services.http.console.forms import read_form
 from services.http.console.item_page import ItemPage, id_of
 from services.http.console.pipeline_view import PipelineView, result_of, tree_of
 from services.http.failures import bad_request
-from services.http.rest.pipeline_streams import PARAMETER, pipeline_to
+from services.http.rest.pipeline_streams import pipeline_to
+from services.http.rest.stream import PARAMETER
 
 _ANSWERS: Final = {"yes": True, "no": False}
 

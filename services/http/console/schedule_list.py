@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import ClassVar
 
 from starlette.requests import Request
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from llm_pb import schedule_pb2
 from services.http.console.caller import caller_of
 from services.http.console.listing import PAGE_SIZE, ListQuery
-from services.http.console.new_work import CreatingList
+from services.http.console.new_work import CreatingList, Refused
 from services.http.console.snippets import base_of, curl_post
 from services.http.gateway import Calls
 
@@ -39,13 +38,7 @@ class ScheduleList(CreatingList):
         id_: str = created.status.schedule_id
         return id_
 
-    async def _show(
-        self,
-        request: Request,
-        form: Mapping[str, str] | None = None,
-        refused: str = "",
-        status: HTTPStatus = HTTPStatus.OK,
-    ) -> Response:
+    async def _show(self, request: Request, refused: Refused | None = None) -> Response:
         """Show the page. The filter is in the URL."""
         query = ListQuery.of(request, ("user_id",))
         message = schedule_pb2.ListSchedulesRequest(
@@ -53,13 +46,11 @@ class ScheduleList(CreatingList):
         )
         listed = await self._calls(request).call("ListSchedules", message)
         text = json.dumps(_FIRST, indent=2)
-        return self._pages.render(
+        return self._render(
             request,
             "schedules.html",
-            status,
+            refused,
             schedules=listed.schedules,
-            form=self._form(form),
-            refused=refused,
             first_schedule=curl_post(f"{base_of(request)}/schedules", text, credential=bool(caller_of(request))),
             **query.shown(listed.next_page_token),
         )

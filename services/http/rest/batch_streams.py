@@ -18,9 +18,7 @@ from services.http.events import EventStream, event
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.rest.messages import to_json
-from services.http.rest.stream import END, PARAMETER, events_of, opened, place_of, without_stream
-
-__all__ = ["PARAMETER", "status_to", "stream_results", "stream_status"]
+from services.http.rest.stream import END, events_of, opened, place_of, without_stream
 
 
 async def stream_status(front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:

@@ -3,32 +3,26 @@
 import functools
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_pb import batch_pb2
 from services.http.front import Front
-from services.http.rest.batch_streams import PARAMETER, stream_results, stream_status
-from services.http.rest.handlers import Handlers, Query
-from services.http.rest.messages import answer_with
-from services.http.rest.operations import Operation, Parameter, Paths
+from services.http.rest.batch_streams import stream_results, stream_status
+from services.http.rest.handlers import Handlers, Query, list_parameters, located
+from services.http.rest.operations import Operation, Parameter, Paths, streamed
+from services.http.rest.stream import PLACE
 
 _STATES: Final = [value.name for value in batch_pb2.BatchState.DESCRIPTOR.values if value.number]
-_LIST: Final = {
-    "user_id": Parameter("Lists only batches of this user."),
-    "state": Parameter(
+_LIST: Final = list_parameters(
+    "batches",
+    state=Parameter(
         "Lists only batches in this state. It may be there up to 16 times.",
         {"type": "array", "items": {"type": "string", "enum": _STATES}},
     ),
-    "project_id": Parameter("Lists only batches with this label."),
-    "page_size": Parameter("Maximum number of batches: 1 to 100, 20 unless set.", {"type": "integer"}),
-    "page_token": Parameter("The next_page_token of the previous page."),
-}
-_PLACE: Final = {
-    PARAMETER: Parameter("The id of the last event that the client holds; the header Last-Event-ID goes before.")
-}
+    project_id=Parameter("Lists only batches with this label."),
+)
 
 
 class Batches(Handlers):
@@ -39,8 +33,7 @@ class Batches(Handlers):
     async def create(self, request: Request, _: Query) -> Response:
         """Start a batch. The body is a BatchRequest."""
         response = await self._send(request, "CreateBatch", batch_pb2.CreateBatchRequest(), "batch")
-        location = f"/batches/{quote(response.status.batch_id, safe='')}"
-        return answer_with(response, HTTPStatus.ACCEPTED, {"Location": location})
+        return located(response, "batches", response.status.batch_id)
 
     async def list(self, request: Request, query: Query) -> Response:
         """List batches. The query holds the fields of ListBatchesRequest."""
@@ -48,12 +41,11 @@ class Batches(Handlers):
 
     async def get(self, request: Request, _: Query) -> Response:
         """Return the status of a batch."""
-        return answer_with(await self._call(request, "GetBatch", self._of(request, batch_pb2.GetBatchRequest())))
+        return await self._answer(request, "GetBatch", batch_pb2.GetBatchRequest())
 
     async def cancel(self, request: Request, _: Query) -> Response:
         """Request that a batch stops."""
-        message = await self._with_body(request, batch_pb2.CancelBatchRequest())
-        return answer_with(await self._call(request, "CancelBatch", message))
+        return await self._answer_to_body(request, "CancelBatch", batch_pb2.CancelBatchRequest())
 
 
 def paths(front: Front) -> Paths:
@@ -74,26 +66,22 @@ def paths(front: Front) -> Paths:
             ),
         },
         "/batches/{id:id}/stream": {
-            "GET": Operation(
+            "GET": streamed(
                 "StreamBatch",
                 "Watches a batch to its end, as server-sent events whose data are StreamBatchResponse.",
                 functools.partial(stream_status, front),
                 pb.StreamBatchResponse,
-                media_type="text/event-stream",
-                ends="The client has had the last event.",
-                query=_PLACE,
+                PLACE,
             )
         },
         "/batches/{id:id}/results": {
-            "GET": Operation(
+            "GET": streamed(
                 "StreamBatchResults",
                 "Returns the items that have ended, each once, as server-sent events whose data are"
                 " StreamBatchResultsResponse.",
                 functools.partial(stream_results, front),
                 pb.StreamBatchResultsResponse,
-                media_type="text/event-stream",
-                ends="The client has had the last event.",
-                query=_PLACE,
+                PLACE,
             )
         },
         "/batches/{id:id}/cancel": {

@@ -1,7 +1,9 @@
-"""What the handlers of the REST API share: a request as one call of the gateway."""
+"""What the handlers of the REST API share: a request as one call of the gateway, and the parameters of lists."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from google.protobuf.message import Message
 from starlette.requests import Request
@@ -14,6 +16,7 @@ from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front
 from services.http.parsing import parse
 from services.http.rest.messages import answer_with
+from services.http.rest.operations import Parameter
 
 Query = Mapping[str, list[str]]
 
@@ -26,6 +29,16 @@ class Handlers:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+
+    async def _answer(self, request: Request, method: str, message: Message) -> Response:
+        """Answer with the response to a message about what the path names."""
+        return answer_with(await self._call(request, method, self._of(request, message)))
+
+    async def _answer_to_body(
+        self, request: Request, method: str, message: Message, status: HTTPStatus = HTTPStatus.OK
+    ) -> Response:
+        """Answer with the response to a message about what the path names, and what the body adds."""
+        return answer_with(await self._call(request, method, await self._with_body(request, message)), status)
 
     async def _call(self, request: Request, method: str, message: Message) -> Any:
         return await self._front.gateway.of(request).call(method, message)
@@ -82,3 +95,18 @@ def _as_parameter(field: str, repeated: Mapping[str, str]) -> str:
     for name, of_request in repeated.items():
         field = field.replace(of_request, name, 1)
     return field
+
+
+def located(response: Message, kind: str, id_: str, status: HTTPStatus = HTTPStatus.ACCEPTED) -> Response:
+    """Answer with a response, and with where what was begun or created is found: `/<kind>/<id>`."""
+    return answer_with(response, status, {"Location": f"/{kind}/{quote(id_, safe='')}"})
+
+
+def list_parameters(what: str, **filters: Parameter) -> dict[str, Parameter]:
+    """Return the parameters of a list: of a user, its own filters, and those of a page."""
+    return {
+        "user_id": Parameter(f"Lists only {what} of this user."),
+        **filters,
+        "page_size": Parameter(f"Maximum number of {what}: 1 to 100, 20 unless set.", {"type": "integer"}),
+        "page_token": Parameter("The next_page_token of the previous page."),
+    }

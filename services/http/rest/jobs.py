@@ -2,14 +2,13 @@
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_pb import llm_pb2
 from services.http.large_outputs import download
-from services.http.rest.handlers import Handlers, Query
+from services.http.rest.handlers import Handlers, Query, located
 from services.http.rest.messages import answer_with
 
 _REPEATED: Final = {"state": "states", "class": "classes"}
@@ -23,8 +22,7 @@ class Jobs(Handlers):
     async def submit(self, request: Request, _: Query) -> Response:
         """Start a job. The body is a JobRequest."""
         response = await self._send(request, "Submit", llm_pb2.SubmitRequest(), "job")
-        location = f"/jobs/{quote(response.workflow_id, safe='')}"
-        return answer_with(response, HTTPStatus.ACCEPTED, {"Location": location})
+        return located(response, "jobs", response.workflow_id)
 
     async def list(self, request: Request, query: Query) -> Response:
         """List jobs. The query holds the fields of ListRequest."""
@@ -32,11 +30,11 @@ class Jobs(Handlers):
 
     async def get(self, request: Request, _: Query) -> Response:
         """Return a job as it was accepted, with its status and its result."""
-        return answer_with(await self._call(request, "GetJob", self._of(request, llm_pb2.GetJobRequest())))
+        return await self._answer(request, "GetJob", llm_pb2.GetJobRequest())
 
     async def status(self, request: Request, _: Query) -> Response:
         """Return the status of a job, and its result."""
-        return answer_with(await self._call(request, "GetStatus", self._of(request, llm_pb2.GetStatusRequest())))
+        return await self._answer(request, "GetStatus", llm_pb2.GetStatusRequest())
 
     async def output(self, request: Request, _: Query) -> Response:
         """Return the output of a job as a text."""
@@ -44,14 +42,18 @@ class Jobs(Handlers):
 
     async def cancel(self, request: Request, _: Query) -> Response:
         """Request that a job stops."""
-        message = await self._with_body(request, llm_pb2.CancelRequest())
-        return answer_with(await self._call(request, "Cancel", message))
+        return await self._answer_to_body(request, "Cancel", llm_pb2.CancelRequest())
 
     async def delete(self, request: Request, _: Query) -> Response:
         """Delete a job."""
         response = await self._call(request, "DeleteJob", self._of(request, llm_pb2.DeleteJobRequest()))
-        location = f"/deletions/{quote(response.deletion.deletion_id, safe='')}"
-        return answer_with(response, HTTPStatus.ACCEPTED, {"Location": location})
+        return located(response, "deletions", response.deletion.deletion_id)
+
+    async def delete_user(self, request: Request, _: Query) -> Response:
+        """Delete all that a user has."""
+        message = llm_pb2.DeleteUserRequest(user_id=request.path_params["id"])
+        response = await self._call(request, "DeleteUser", message)
+        return located(response, "deletions", response.deletion.deletion_id)
 
     async def deletion(self, request: Request, _: Query) -> Response:
         """Return the progress of a deletion."""
@@ -60,14 +62,11 @@ class Jobs(Handlers):
 
     async def deliveries(self, request: Request, _: Query) -> Response:
         """List the deliveries of a job."""
-        return answer_with(
-            await self._call(request, "ListDeliveries", self._of(request, llm_pb2.ListDeliveriesRequest()))
-        )
+        return await self._answer(request, "ListDeliveries", llm_pb2.ListDeliveriesRequest())
 
     async def redeliver(self, request: Request, _: Query) -> Response:
         """Send the outcome of a job again."""
-        message = await self._with_body(request, llm_pb2.RedeliverRequest())
-        return answer_with(await self._call(request, "Redeliver", message), HTTPStatus.ACCEPTED)
+        return await self._answer_to_body(request, "Redeliver", llm_pb2.RedeliverRequest(), HTTPStatus.ACCEPTED)
 
     async def models(self, request: Request, _: Query) -> Response:
         """List the models."""

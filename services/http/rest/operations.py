@@ -56,6 +56,25 @@ class Operation:
         return await self.handle(request, query_of(request, self.query.keys() - repeated, repeated=repeated))
 
 
+def streamed(
+    name: str,
+    summary: str,
+    handle: Callable[[Request, Mapping[str, list[str]]], Awaitable[Response]],
+    answer: type[Message],
+    query: Mapping[str, Parameter],
+) -> Operation:
+    """Return an operation that answers with server-sent events whose data are messages of a type."""
+    return Operation(
+        name,
+        summary,
+        handle,
+        answer,
+        media_type="text/event-stream",
+        ends="The client has had the last event.",
+        query=query,
+    )
+
+
 Paths = Mapping[str, Mapping[str, Operation]]
 """The operations by the template of the path and by method."""
 

@@ -12,35 +12,31 @@ from llm_pb import common_pb2, llm_pb2
 from services.http.front import Front
 from services.http.resources import Package
 from services.http.rest import batches, pipelines, schedules
+from services.http.rest.handlers import list_parameters
 from services.http.rest.jobs import Jobs
 from services.http.rest.openapi import describe
-from services.http.rest.operations import Operation, Parameter, Paths, resources
+from services.http.rest.operations import Operation, Parameter, Paths, resources, streamed
 from services.http.rest.problems import answer
-from services.http.rest.stream import stream
+from services.http.rest.stream import PLACE, stream
 
 _STATES: Final = [value.name for value in llm_pb2.JobState.DESCRIPTOR.values if value.number]
 _CLASSES: Final = [value.name for value in common_pb2.JobClass.DESCRIPTOR.values if value.number]
-_LIST: Final = {
-    "user_id": Parameter("Lists only jobs of this user."),
-    "state": Parameter(
-        "Lists only jobs in this state. It may occur up to 16 times.",
-        {"type": "array", "items": {"type": "string", "enum": _STATES}},
-    ),
-    "class": Parameter(
-        "Lists only jobs of this class. It may occur up to 16 times.",
-        {"type": "array", "items": {"type": "string", "enum": _CLASSES}},
-    ),
-    "model": Parameter("Lists only jobs for this model."),
-    "project_id": Parameter("Lists only jobs with this label."),
-    "page_size": Parameter("Maximum number of jobs: 1 to 100, 20 unless set.", {"type": "integer"}),
-    "page_token": Parameter("The next_page_token of the previous page."),
-}
+_LIST: Final = list_parameters(
+    "jobs",
+    **{
+        "state": Parameter(
+            "Lists only jobs in this state. It may occur up to 16 times.",
+            {"type": "array", "items": {"type": "string", "enum": _STATES}},
+        ),
+        "class": Parameter(
+            "Lists only jobs of this class. It may occur up to 16 times.",
+            {"type": "array", "items": {"type": "string", "enum": _CLASSES}},
+        ),
+    },
+    model=Parameter("Lists only jobs for this model."),
+    project_id=Parameter("Lists only jobs with this label."),
+)
 _WORKERS: Final = {"model": Parameter("Lists only workers that serve this model.")}
-_STREAM: Final = {
-    "last_event_id": Parameter(
-        "The id of the last event that the client holds. The header Last-Event-ID takes precedence."
-    )
-}
 
 
 def package(front: Front, further: Mapping[str, Any]) -> Package:
@@ -77,14 +73,12 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
             "GET": Operation("GetStatus", "Returns a job's status, and its result.", jobs.status, pb.GetStatusResponse)
         },
         "/jobs/{id:id}/stream": {
-            "GET": Operation(
+            "GET": streamed(
                 "StreamStatus",
                 "Watches a job to its end, as server-sent events whose data are StreamStatusResponse.",
                 functools.partial(stream, front),
                 pb.StreamStatusResponse,
-                media_type="text/event-stream",
-                ends="The client has had the last event.",
-                query=_STREAM,
+                PLACE,
             )
         },
         "/jobs/{id:id}/output": {
@@ -128,6 +122,15 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
                 "Deletes a job with all that it has produced.",
                 jobs.delete,
                 pb.DeleteJobResponse,
+                HTTPStatus.ACCEPTED,
+            ),
+        },
+        "/users/{id:id}": {
+            "DELETE": Operation(
+                "DeleteUser",
+                "Deletes all that a user has: jobs, pipelines, batches, files and schedules.",
+                jobs.delete_user,
+                pb.DeleteUserResponse,
                 HTTPStatus.ACCEPTED,
             ),
         },

@@ -17,9 +17,8 @@ from services.http.events import comment, event
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.rest.messages import to_json
-from services.http.rest.stream import END, PARAMETER, opened, place_of, without_stream
+from services.http.rest.stream import END, opened, place_of, without_stream
 
-__all__ = ["FOLLOW", "PARAMETER", "pipeline_to", "stream_pipeline"]
 FOLLOW: Final = "follow"
 """The parameter of the query with a path of steps whose output is sent. It may be there more than once."""
 

@@ -3,31 +3,25 @@
 import functools
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_pb import pipeline_pb2
 from services.http.front import Front
-from services.http.rest.handlers import Handlers, Query
-from services.http.rest.messages import answer_with
-from services.http.rest.operations import Operation, Parameter, Paths
-from services.http.rest.pipeline_streams import FOLLOW, PARAMETER, stream_pipeline
+from services.http.rest.handlers import Handlers, Query, list_parameters, located
+from services.http.rest.operations import Operation, Parameter, Paths, streamed
+from services.http.rest.pipeline_streams import FOLLOW, stream_pipeline
+from services.http.rest.stream import PLACE
 
-_LIST: Final = {
-    "user_id": Parameter("Lists only pipelines of this user."),
-    "project_id": Parameter("Lists only pipelines with this label."),
-    "page_size": Parameter("Maximum number of pipelines: 1 to 100, 20 unless set.", {"type": "integer"}),
-    "page_token": Parameter("The next_page_token of the previous page."),
-}
+_LIST: Final = list_parameters("pipelines", project_id=Parameter("Lists only pipelines with this label."))
 _GET: Final = {"path": Parameter("Returns only the step of this path and the steps below it.")}
 _STREAM: Final = {
     FOLLOW: Parameter(
         "A path of steps whose output is sent, such as rounds/*/write. It may be there up to 16 times.",
         {"type": "array", "items": {"type": "string"}},
     ),
-    PARAMETER: Parameter("The id of the last event that the client holds; the header Last-Event-ID goes before."),
+    **PLACE,
 }
 
 
@@ -39,8 +33,7 @@ class Pipelines(Handlers):
     async def submit(self, request: Request, _: Query) -> Response:
         """Start a pipeline. The body is a PipelineRequest."""
         response = await self._send(request, "SubmitPipeline", pipeline_pb2.SubmitPipelineRequest(), "pipeline")
-        location = f"/pipelines/{quote(response.status.pipeline_id, safe='')}"
-        return answer_with(response, HTTPStatus.ACCEPTED, {"Location": location})
+        return located(response, "pipelines", response.status.pipeline_id)
 
     async def list(self, request: Request, query: Query) -> Response:
         """List pipelines. The query holds the fields of ListPipelinesRequest."""
@@ -48,18 +41,16 @@ class Pipelines(Handlers):
 
     async def get(self, request: Request, query: Query) -> Response:
         """Return a pipeline, its steps and its result."""
-        message = self._of(request, pipeline_pb2.GetPipelineRequest(path=query.get("path", [""])[0]))
-        return answer_with(await self._call(request, "GetPipeline", message))
+        message = pipeline_pb2.GetPipelineRequest(path=query.get("path", [""])[0])
+        return await self._answer(request, "GetPipeline", message)
 
     async def cancel(self, request: Request, _: Query) -> Response:
         """Request that a pipeline stops."""
-        message = await self._with_body(request, pipeline_pb2.CancelPipelineRequest())
-        return answer_with(await self._call(request, "CancelPipeline", message))
+        return await self._answer_to_body(request, "CancelPipeline", pipeline_pb2.CancelPipelineRequest())
 
     async def answer(self, request: Request, _: Query) -> Response:
         """Answer a step that waits for it."""
-        message = await self._with_body(request, pipeline_pb2.AnswerStepRequest())
-        return answer_with(await self._call(request, "AnswerStep", message))
+        return await self._answer_to_body(request, "AnswerStep", pipeline_pb2.AnswerStepRequest())
 
 
 def paths(front: Front) -> Paths:
@@ -84,14 +75,12 @@ def paths(front: Front) -> Paths:
             ),
         },
         "/pipelines/{id:id}/stream": {
-            "GET": Operation(
+            "GET": streamed(
                 "StreamPipeline",
                 "Watches a pipeline to its end, as server-sent events whose data are StreamPipelineResponse.",
                 functools.partial(stream_pipeline, front),
                 pb.StreamPipelineResponse,
-                media_type="text/event-stream",
-                ends="The client has had the last event.",
-                query=_STREAM,
+                _STREAM,
             )
         },
         "/pipelines/{id:id}/cancel": {

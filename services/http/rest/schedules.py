@@ -2,9 +2,7 @@
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import quote
 
-from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,15 +10,11 @@ from durable_llm.errors import Violation
 from llm_pb import schedule_pb2
 from services.http.failures import bad_request
 from services.http.front import Front
-from services.http.rest.handlers import Handlers, Query
+from services.http.rest.handlers import Handlers, Query, list_parameters, located
 from services.http.rest.messages import answer_with
 from services.http.rest.operations import Operation, Parameter, Paths
 
-_LIST: Final = {
-    "user_id": Parameter("Lists only schedules of this user."),
-    "page_size": Parameter("Maximum number of schedules: 1 to 100, 20 unless set.", {"type": "integer"}),
-    "page_token": Parameter("The next_page_token of the previous page."),
-}
+_LIST: Final = list_parameters("schedules")
 _BOOLEANS: Final = ("false", "true")
 _CREATE: Final = {
     "paused": Parameter(
@@ -41,8 +35,7 @@ class Schedules(Handlers):
             raise bad_request(Violation("paused", "must be true or false"))
         message = schedule_pb2.CreateScheduleRequest(paused=paused == "true")
         response = await self._send(request, "CreateSchedule", message, "schedule")
-        location = f"/schedules/{quote(response.status.schedule_id, safe='')}"
-        return answer_with(response, HTTPStatus.CREATED, {"Location": location})
+        return located(response, "schedules", response.status.schedule_id, HTTPStatus.CREATED)
 
     async def list(self, request: Request, query: Query) -> Response:
         """List schedules. The query holds the fields of ListSchedulesRequest."""
@@ -76,12 +69,6 @@ class Schedules(Handlers):
     async def backfill(self, request: Request, _: Query) -> Response:
         """Start a run for each time in a range of the past."""
         return await self._answer_to_body(request, "BackfillSchedule", schedule_pb2.BackfillScheduleRequest())
-
-    async def _answer(self, request: Request, method: str, message: Message) -> Response:
-        return answer_with(await self._call(request, method, self._of(request, message)))
-
-    async def _answer_to_body(self, request: Request, method: str, message: Message) -> Response:
-        return answer_with(await self._call(request, method, await self._with_body(request, message)))
 
 
 def paths(front: Front) -> Paths:

@@ -20,12 +20,16 @@ from services.http.failures import bad_request, of_call
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.rest.messages import to_json
+from services.http.rest.operations import Parameter
 from services.http.rest.problems import problem
 
 END: Final = "end"
 """The id of the event that ends a stream. No resume token has so few characters."""
 PARAMETER: Final = "last_event_id"
 """The parameter of the query with the id of the last event that a client holds, for clients that set no header."""
+PLACE: Final = {
+    PARAMETER: Parameter("The id of the last event that the client holds. The header Last-Event-ID takes precedence.")
+}
 M = TypeVar("M")
 
 

@@ -1,7 +1,6 @@
 """Commands about batches: batch run, get, ls, results, cancel."""
 
 import contextlib
-import itertools
 import os
 import sys
 from datetime import timedelta
@@ -14,8 +13,9 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
+from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, connection_options, json_option
-from durable_llm.cli._stdout import write_json, write_line, write_table
+from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
 
 if TYPE_CHECKING:
@@ -148,10 +148,8 @@ def get(connection: Connection, *, batch_id: str, as_json: bool) -> None:
     type=click.Choice(_STATES, case_sensitive=False),
     help="Only batches in this state. May be repeated.",
 )
-@click.option(
-    "-n", "--limit", type=click.IntRange(min=0, max=1_000_000_000), default=20, show_default=True, help="0: all."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
+@limit_option
+@ids_option
 @json_option
 @connection_options
 def ls(
@@ -162,26 +160,10 @@ def ls(
     filters = {name: value or "" for name, value in filters.items()}
     with (
         connection.connect() as client,
-        contextlib.closing(client.batches.list(states=states, page_size=min(limit, 100) or 100, **filters)) as found,
+        contextlib.closing(client.batches.list(states=states, page_size=page_size_of(limit), **filters)) as found,
     ):
-        listed = itertools.islice(found, limit or None)
-        if as_json or quiet:
-            for status in listed:
-                write_json(status) if as_json else write_line(status.batch_id)
-            return
-        rows = [
-            (
-                status.batch_id,
-                _state_name(status),
-                str(status.counts.total),
-                str(status.counts.succeeded),
-                str(status.counts.failed),
-                status.user_id,
-                age(status.create_time.ToDatetime()),
-            )
-            for status in listed
-        ]
-    write_table(("BATCH ID", "STATE", "LINES", "SUCCEEDED", "FAILED", "USER", "AGE"), rows)
+        header = ("BATCH ID", "STATE", "LINES", "SUCCEEDED", "FAILED", "USER", "AGE")
+        print_list(found, header, _row, limit=limit, quiet=quiet, as_json=as_json)
 
 
 @batch.command()
@@ -216,13 +198,12 @@ def results(connection: Connection, *, batch_id: str, cursor: str, show_cursor: 
 def cancel(connection: Connection, *, batch_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Request that batches stop. What has ended is kept, and so is what runs."""
     with connection.connect() as client:
-        for batch_id in batch_ids:
-            status = client.batches.cancel(batch_id, reason)
-            if as_json:
-                write_json(status)
-            else:
-                ended = status.HasField("end_time")
-                write_line(f"{batch_id} {_state_name(status) if ended else 'cancel requested'}")
+        cancel_each(
+            batch_ids,
+            lambda batch_id: client.batches.cancel(batch_id, reason),
+            lambda status: _state_name(status) if status.HasField("end_time") else "",
+            as_json=as_json,
+        )
 
 
 class _Bar:
@@ -270,6 +251,17 @@ class _Bar:
         if not self._quiet and (state, tenth) != self._said:
             self._said = state, tenth
             say(f"{state} {ended}/{counts.total}" if counts.total else state)
+
+
+def _row(status: "BatchStatus") -> tuple[str, ...]:
+    counts = status.counts
+    return (
+        status.batch_id,
+        _state_name(status),
+        *(str(counts.total), str(counts.succeeded), str(counts.failed)),
+        status.user_id,
+        age(status.create_time.ToDatetime()),
+    )
 
 
 def _others(status: "BatchStatus", errors: str) -> str:

@@ -1,6 +1,5 @@
-"""Commands about jobs that exist: ls, get, cancel, delete, deliveries, redeliver."""
+"""Commands about jobs that exist: ls, get, cancel, delete, delete-user, deliveries, redeliver."""
 
-import itertools
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,16 @@ from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import Interrupted
 from durable_llm.cli._interrupts import interruptible
+from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, connection_options, json_option
 from durable_llm.cli._progress import class_name, state_name
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
 
 if TYPE_CHECKING:
-    from llm_pb.llm_pb2 import Delivery
+    from llm_pb.llm_pb2 import Deletion, Delivery, JobSummary
 
+_GOES_ON = "What was asked for is deleted nevertheless."
 STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", "timed_out")
 
 
@@ -33,15 +34,8 @@ STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", 
 @click.option("--class", "classes", multiple=True, type=ClassName(), help="Only jobs of this class. May be repeated.")
 @click.option("-m", "--model", type=NAME, help="Only jobs for this model.")
 @click.option("--project", "project_id", type=NAME, help="Only jobs with this label.")
-@click.option(
-    "-n",
-    "--limit",
-    type=click.IntRange(min=0, max=1_000_000_000),
-    default=20,
-    show_default=True,
-    help="Number of jobs; 0: all.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
+@limit_option
+@ids_option
 @json_option
 @connection_options
 def ls(
@@ -58,23 +52,9 @@ def ls(
     states = [f"JOB_STATE_{name.upper()}" for name in state]
     filters = {name: value or "" for name, value in filters.items()}
     with connection.connect() as client:
-        found = client.list(states=states, classes=classes, page_size=min(limit, 100) or 100, **filters)
-        jobs = itertools.islice(found, limit or None)
-        if as_json or quiet:
-            for job in jobs:
-                write_json(job) if as_json else write_line(job.status.workflow_id)
-            return
-        rows = [
-            (
-                job.status.workflow_id,
-                state_name(job.status.state),
-                job.model,
-                job.user_id,
-                age(job.status.create_time.ToDatetime()),
-            )
-            for job in jobs
-        ]
-    write_table(("WORKFLOW ID", "STATE", "MODEL", "USER", "AGE"), rows)
+        found = client.list(states=states, classes=classes, page_size=page_size_of(limit), **filters)
+        header = ("WORKFLOW ID", "STATE", "MODEL", "USER", "AGE")
+        print_list(found, header, _row, limit=limit, quiet=quiet, as_json=as_json)
 
 
 @click.command()
@@ -120,13 +100,12 @@ def get(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
 def cancel(connection: Connection, *, workflow_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Request that jobs stop. What they have generated is kept."""
     with connection.connect() as client:
-        for workflow_id in workflow_ids:
-            status = client.job(workflow_id).cancel(reason)
-            ended = status.HasField("end_time")
-            if as_json:
-                write_json(status)
-            else:
-                write_line(f"{workflow_id} {state_name(status.state) if ended else 'cancel requested'}")
+        cancel_each(
+            workflow_ids,
+            lambda workflow_id: client.job(workflow_id).cancel(reason),
+            lambda status: state_name(status.state) if status.HasField("end_time") else "",
+            as_json=as_json,
+        )
 
 
 @click.command()
@@ -136,21 +115,48 @@ def cancel(connection: Connection, *, workflow_ids: tuple[str, ...], reason: str
 @connection_options
 def delete(connection: Connection, *, workflow_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete jobs with prompts and outputs, and wait until they are gone. Open jobs are cancelled first."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here: --yes deletes without a question.")
-        click.confirm(f"Delete {', '.join(workflow_ids)} for good?", abort=True, err=True)
+    _ask(f"Delete {', '.join(workflow_ids)} for good?", yes=yes)
     try:
         with interruptible(), connection.connect() as client:
             for workflow_id in workflow_ids:
-                deletion = client.job(workflow_id).delete()
-                if as_json:
-                    write_json(deletion)
-                    continue
-                copies = ", ".join(sorted({copy.place for copy in deletion.unreached}))
-                write_line(f"{workflow_id} deleted" + (f"; copies may be in: {copies}" if copies else ""))
+                _print_deletion(f"{workflow_id} deleted", client.job(workflow_id).delete(), as_json=as_json)
     except KeyboardInterrupt:
-        raise Interrupted("What was asked for is deleted nevertheless.") from None
+        raise Interrupted(_GOES_ON) from None
+
+
+@click.command()
+@click.argument("user_id", type=NAME)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+@connection_options
+def delete_user(connection: Connection, *, user_id: str, yes: bool, as_json: bool) -> None:
+    """Delete all that a user has, and wait until it is gone: jobs, pipelines, batches, files and schedules."""
+    _ask(f"Delete all that {user_id} has for good?", yes=yes)
+    try:
+        with interruptible(), connection.connect() as client:
+            deletion = client.delete_user(user_id)
+    except KeyboardInterrupt:
+        raise Interrupted(_GOES_ON) from None
+    counts = (
+        f"{deletion.deleted_jobs} jobs and pipelines, {deletion.deleted_batches} batches, "
+        f"{deletion.deleted_files} files and {deletion.deleted_schedules} schedules"
+    )
+    _print_deletion(f"{counts} of {user_id} deleted", deletion, as_json=as_json)
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody can be asked here: --yes deletes without a question.")
+        click.confirm(question, abort=True, err=True)
+
+
+def _print_deletion(what: str, deletion: "Deletion", *, as_json: bool) -> None:
+    if as_json:
+        write_json(deletion)
+        return
+    copies = ", ".join(sorted({copy.place for copy in deletion.unreached}))
+    write_line(what + (f"; copies may be in: {copies}" if copies else ""))
 
 
 @click.command()
@@ -174,6 +180,17 @@ def redeliver(connection: Connection, *, workflow_id: str, ids: tuple[str, ...],
     """Send the outcome of an ended job again. Prints the deliveries as they were before."""
     with connection.connect() as client:
         _print_deliveries(client.job(workflow_id).redeliver(*ids), as_json=as_json)
+
+
+def _row(job: "JobSummary") -> tuple[str, ...]:
+    status = job.status
+    return (
+        status.workflow_id,
+        state_name(status.state),
+        job.model,
+        job.user_id,
+        age(status.create_time.ToDatetime()),
+    )
 
 
 def _print_deliveries(found: Iterable["Delivery"], *, as_json: bool) -> None:

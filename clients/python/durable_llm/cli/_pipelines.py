@@ -1,10 +1,9 @@
 """Commands about pipelines: pipeline run, watch, tree, ls, answer, cancel."""
 
 import contextlib
-import itertools
 import json
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +11,13 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError
 from durable_llm.cli._follow_pipeline import as_fields, described, error_of, follow_pipeline, state_of
 from durable_llm.cli._jobs_to_submit import user_of
+from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, WholeNumber, connection_options, json_option
-from durable_llm.cli._stdout import write_json, write_line, write_table
+from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
+
+if TYPE_CHECKING:
+    from llm_pb.pipeline_pb2 import PipelineStatus
 
 _follow_option = click.option(
     "--follow",
@@ -138,10 +141,8 @@ def tree(connection: Connection, *, pipeline_id: str, path: str, as_json: bool) 
 @pipeline.command()
 @click.option("--user", "user_id", type=NAME, help="Only pipelines of this user.")
 @click.option("--project", "project_id", type=NAME, help="Only pipelines with this label.")
-@click.option(
-    "-n", "--limit", type=click.IntRange(min=0, max=1_000_000_000), default=20, show_default=True, help="0: all."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
+@limit_option
+@ids_option
 @json_option
 @connection_options
 def ls(connection: Connection, *, limit: int, quiet: bool, as_json: bool, **filters: Any) -> None:
@@ -149,25 +150,10 @@ def ls(connection: Connection, *, limit: int, quiet: bool, as_json: bool, **filt
     filters = {name: value or "" for name, value in filters.items()}
     with (
         connection.connect() as client,
-        contextlib.closing(client.pipelines.list(page_size=min(limit, 100) or 100, **filters)) as found,
+        contextlib.closing(client.pipelines.list(page_size=page_size_of(limit), **filters)) as found,
     ):
-        listed = itertools.islice(found, limit or None)
-        if as_json or quiet:
-            for status in listed:
-                write_json(status) if as_json else write_line(status.pipeline_id)
-            return
-        rows = [
-            (
-                status.pipeline_id,
-                status.name,
-                state_of(status),
-                f"{status.root.counts.succeeded}/{status.root.counts.total}",
-                status.user_id,
-                age(status.root.start_time.ToDatetime()),
-            )
-            for status in listed
-        ]
-    write_table(("PIPELINE ID", "NAME", "STATE", "STEPS", "USER", "AGE"), rows)
+        header = ("PIPELINE ID", "NAME", "STATE", "STEPS", "USER", "AGE")
+        print_list(found, header, _row, limit=limit, quiet=quiet, as_json=as_json)
 
 
 @pipeline.command()
@@ -194,13 +180,23 @@ def answer(
 def cancel(connection: Connection, *, pipeline_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Request that pipelines stop. What their jobs have generated is kept."""
     with connection.connect() as client:
-        for pipeline_id in pipeline_ids:
-            status = client.pipelines.cancel(pipeline_id, reason)
-            if as_json:
-                write_json(status)
-            else:
-                ended = status.root.HasField("end_time")
-                write_line(f"{pipeline_id} {state_of(status) if ended else 'cancel requested'}")
+        cancel_each(
+            pipeline_ids,
+            lambda pipeline_id: client.pipelines.cancel(pipeline_id, reason),
+            lambda status: state_of(status) if status.root.HasField("end_time") else "",
+            as_json=as_json,
+        )
+
+
+def _row(status: "PipelineStatus") -> tuple[str, ...]:
+    return (
+        status.pipeline_id,
+        status.name,
+        state_of(status),
+        f"{status.root.counts.succeeded}/{status.root.counts.total}",
+        status.user_id,
+        age(status.root.start_time.ToDatetime()),
+    )
 
 
 def spec_of(name: str, spec: Any, argument: str = "SPEC") -> dict[str, Any]:
