@@ -208,6 +208,11 @@ def stop_spent(field: str) -> Stop:
     return stop_failed(BUDGET_SPENT, f"budget.{field} of the batch is spent")
 
 
+def stop_never_fits() -> Stop:
+    """Return the stop of a batch of which an item may use more than its tenant has a day."""
+    return stop_failed("QUOTA_EXCEEDED", "an item may use more output tokens than its tenant has a day")
+
+
 def stop_cancelled(message: str) -> Stop:
     """Return the stop of a batch that was cancelled."""
     return Stop(batch_pb2.BATCH_STATE_CANCELLED, batch_error(code_pb2.CANCELLED, CANCELLED, message))

@@ -2,6 +2,9 @@
 
 A grant is cumulative: it is what a chunk may use in all its activities and attempts. What the chunk has used is durable
 with its items. So a crash neither loses a lease nor doubles it.
+
+A batch whose output tokens nobody has bounded may have to lease them itself, from the ledger of its tenant. What it has
+leased is its budget then, which grows.
 """
 
 from typing import Final, NamedTuple
@@ -13,6 +16,7 @@ Amounts = dict[str, int]
 """Amounts by the name of the field of a Budget that limits them. Times are in nanoseconds."""
 
 ENGINE_TIME: Final = "engine_time"
+_TOKENS: Final = "output_tokens"
 _NUMBERS: Final = ("output_tokens", "prompt_tokens", "cost_micros")
 _LEAST_ITEMS: Final = 16
 """Number of items for which a lease is to suffice, so that a chunk does not come back for each of them."""
@@ -62,9 +66,17 @@ def to_budget(amounts: Amounts) -> common_pb2.Budget:
 class Leases:
     """What the chunks of one batch hold of its budget."""
 
-    def __init__(self, budget: common_pb2.Budget, shares: int) -> None:
-        """`shares` is the number of chunks that run at the same time."""
+    def __init__(self, budget: common_pb2.Budget, shares: int, leased_tokens: int | None = None) -> None:
+        """`shares` is the number of chunks that run at the same time.
+
+        `leased_tokens` is the number of output tokens that the batch has leased so far; None where it need not.
+        """
         self._limits = limits_of(budget)
+        self._grows = leased_tokens is not None
+        if leased_tokens is not None:
+            self._limits[_TOKENS] = leased_tokens
+        self.lacking = 0
+        """Number of output tokens that a chunk needs beyond what the batch has leased, by the last call of lease()."""
         self.limited = bool(self._limits)
         self._shares = shares
         self._held: dict[int, Amounts] = {}
@@ -73,7 +85,7 @@ class Leases:
     def lease(
         self, number: int, group: internal_pb2.PlanGroup, ended: common_pb2.Usage, result: internal_pb2.ChunkResult
     ) -> Lease | Spent | None:
-        """Return the lease of a chunk that is to run; None while others hold what it needs.
+        """Return the lease of a chunk that is to run; None while others hold what it needs, or the batch is `lacking`.
 
         `ended` is what the chunks that have ended have used, and `result` what this one has done.
         """
@@ -82,12 +94,20 @@ class Leases:
         own, needed = used_of(result.usage), limits_of(result.needed)
         used, others = used_of(ended), [held for other, held in self._held.items() if other != number]
         least, short = _least(group), False
+        if self._grows:
+            # What an item needs the chunk tells: a tenant's day may be short.
+            least[_TOKENS] = 1
         free, leased = Amounts(), Amounts()
         for name, limit in self._limits.items():
             free[name] = limit - used[name] - own[name] - sum(held[name] for held in others)
             wanted = max(needed.get(name, 0) - own[name], least[name])
             leased[name] = own[name] + max(wanted, free[name] // self._shares)
-            short = short or free[name] < wanted
+            if name == _TOKENS and self._grows:
+                self.lacking = max(wanted - free[name], 0)
+            else:
+                short = short or free[name] < wanted
+        if self.lacking:
+            return None
         if short:
             if self._running - {number}:
                 return None
@@ -97,6 +117,11 @@ class Leases:
         self._held[number] = leased
         self._running.add(number)
         return Lease(to_budget(leased), last=short)
+
+    def grow(self, tokens: int) -> None:
+        """Note that the batch has leased further output tokens."""
+        self._limits[_TOKENS] += tokens
+        self.lacking = 0
 
     def settle(self, number: int, usage: common_pb2.Usage) -> None:
         """Note that a chunk does not run any more, and take back what it has not used."""

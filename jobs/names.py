@@ -22,6 +22,7 @@ REDELIVERY_WORKFLOW_TYPE: Final = "LLMRedeliveryWorkflow"
 # Counts the open jobs of a tenant that has a quota for them.
 LEDGER_WORKFLOW_TYPE: Final = "LLMLedgerWorkflow"
 UPDATE_RESERVE: Final = "Reserve"
+UPDATE_LEASE: Final = "Lease"
 SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
 QUERY_COUNT_SLOTS: Final = "CountSlots"
@@ -31,9 +32,10 @@ QUERY_GET_USAGE: Final = "GetUsage"
 QUOTA_REACHED: Final = "QUOTA_REACHED"
 TOKENS_RESERVED: Final = "TOKENS_RESERVED"
 TOKENS_USED: Final = "TOKENS_USED"
-# Deletes a job, and many.
+# Deletes a job, many, and all that a user has.
 DELETION_WORKFLOW_TYPE: Final = "LLMDeletionWorkflow"
 BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
+USER_DELETION_WORKFLOW_TYPE: Final = "LLMUserDeletionWorkflow"
 QUERY_GET_DELETION: Final = "GetDeletion"
 # Keeps the id of a deleted job, so that a late Submit does not run the job again. It holds nothing of the job.
 TOMBSTONE_WORKFLOW_TYPE: Final = "LLMJobTombstone"
@@ -105,12 +107,17 @@ ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
 # Finds the jobs of a ledger that no longer need their slots.
 ACTIVITY_FIND_ENDED_JOBS: Final = "FindEndedJobs"
+# Leases further output tokens of the tenant's day to a batch.
+ACTIVITY_LEASE_TOKENS: Final = "LeaseTokens"
 # The steps of a deletion: see workflows.llm_deletion.
 ACTIVITY_STOP_JOB: Final = "StopJob"
 ACTIVITY_INSPECT_JOB: Final = "InspectJob"
 ACTIVITY_KEEP_JOB_ID: Final = "KeepJobId"
 ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
 ACTIVITY_FIND_JOBS: Final = "FindJobs"
+# Deletes what no workflow of its own deletes: see workflows.llm_user_deletion.
+ACTIVITY_DELETE_SCHEDULES: Final = "DeleteSchedules"
+ACTIVITY_DELETE_FILES: Final = "DeleteFiles"
 # Removes the content of a file from the store.
 ACTIVITY_REMOVE_FILE: Final = "RemoveFile"
 # Checks and starts the job of a schedule, and says how it stands: see workflows.llm_scheduled.

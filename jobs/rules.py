@@ -117,13 +117,19 @@ def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
 def check_get_deletion(request: llm_pb2.GetDeletionRequest) -> list[Violation]:
     """Return the violations of a GetDeletionRequest."""
     if WORKFLOW_ID_PATTERN.fullmatch(request.deletion_id) is None:
-        return [Violation("deletion_id", "must be the deletion_id that DeleteJob or DeleteJobs returned")]
+        rule = "must be the deletion_id that DeleteJob, DeleteJobs or DeleteUser returned"
+        return [Violation("deletion_id", rule)]
     return []
 
 
 def check_delete_jobs(request: llm_pb2.DeleteJobsRequest) -> list[Violation]:
     """Return the violations of a DeleteJobsRequest."""
     return [*check_id("user_id", request.user_id, required=True), *check_list(filters_of(request))]
+
+
+def check_delete_user(request: llm_pb2.DeleteUserRequest) -> list[Violation]:
+    """Return the violations of a DeleteUserRequest."""
+    return list(check_id("user_id", request.user_id, required=True))
 
 
 def filters_of(request: llm_pb2.DeleteJobsRequest) -> llm_pb2.ListRequest:

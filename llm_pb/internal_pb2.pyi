@@ -1160,10 +1160,13 @@ class LedgerSlot(_message.Message):
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    SETTLED_TOKENS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the job."""
     output_tokens: _builtins.int
-    """Number of output tokens that are reserved for the job: the maximum that it may generate."""
+    """Number of output tokens that are reserved for the job: the maximum that it may generate, beyond settled_tokens."""
+    settled_tokens: _builtins.int
+    """Number of output tokens of the job that count as used already. 0 for a job that leases none."""
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When the slot was last reserved: a repeated Submit reserves the slot of its job again."""
@@ -1174,10 +1177,11 @@ class LedgerSlot(_message.Message):
         workflow_id: _builtins.str = ...,
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
         output_tokens: _builtins.int = ...,
+        settled_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "settled_tokens", b"settled_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1258,6 +1262,80 @@ class ReserveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
+
+@_typing.final
+class LeaseRequest(_message.Message):
+    """Input of the update Lease of LLMLedgerWorkflow, and of the activity LeaseTokens: a batch needs further output tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    LEAST_TOKENS_FIELD_NUMBER: _builtins.int
+    WANTED_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """Workflow id of the batch. Without a slot it gets one."""
+    used_tokens: _builtins.int
+    """Number of output tokens that it is known to have used so far. They count as used from now on."""
+    held_tokens: _builtins.int
+    """Number of output tokens that were leased to it beyond used_tokens. They stay reserved."""
+    least_tokens: _builtins.int
+    """Minimum number of further output tokens that it can do anything with."""
+    wanted_tokens: _builtins.int
+    """Maximum number of further output tokens that it can use."""
+    output_tokens_limit: _builtins.int
+    """As in ReserveRequest. In the input of the activity as the batch has it: a gateway that knows another one replaces it."""
+    alone: _builtins.bool
+    """Whether nothing of the batch runs: all that it holds is for the item that lacks tokens."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        used_tokens: _builtins.int = ...,
+        held_tokens: _builtins.int = ...,
+        least_tokens: _builtins.int = ...,
+        wanted_tokens: _builtins.int = ...,
+        output_tokens_limit: _builtins.int | None = ...,
+        alone: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "alone", b"alone", "held_tokens", b"held_tokens", "least_tokens", b"least_tokens", "output_tokens_limit", b"output_tokens_limit", "used_tokens", b"used_tokens", "wanted_tokens", b"wanted_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_limit) -> _WhichOneofReturnType__output_tokens_limit | None: ...
+
+Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
+
+@_typing.final
+class LeaseResponse(_message.Message):
+    """Result of the update Lease, and of the activity LeaseTokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASED_TOKENS_FIELD_NUMBER: _builtins.int
+    NEVER_FIELD_NUMBER: _builtins.int
+    leased_tokens: _builtins.int
+    """Number of further output tokens that are reserved for the batch. 0: there is no room for least_tokens now."""
+    never: _builtins.bool
+    """Whether there never is, because one item needs more than a day has."""
+    def __init__(
+        self,
+        *,
+        leased_tokens: _builtins.int = ...,
+        never: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_tokens", b"leased_tokens", "never", b"never"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):
@@ -1574,6 +1652,124 @@ class BulkDeletionRequest(_message.Message):
 Global___BulkDeletionRequest: _TypeAlias = BulkDeletionRequest  # noqa: Y015
 
 @_typing.final
+class UserDeletionRequest(_message.Message):
+    """Input of the workflow LLMUserDeletionWorkflow. Its result, and the answer to the query GetDeletion, is a Deletion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    SETTLE_FIELD_NUMBER: _builtins.int
+    USER_VALUE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    SCHEDULED_UNTIL_FIELD_NUMBER: _builtins.int
+    STARTED_UNTIL_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    tenant: _builtins.str
+    """As in BulkDeletionRequest."""
+    user_value: _builtins.str
+    """As in BulkDeletionRequest."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """As in DeletionRequest."""
+
+    @_builtins.property
+    def settle(self) -> _duration_pb2.Duration:
+        """As in BulkDeletionRequest."""
+
+    @_builtins.property
+    def progress(self) -> _llm_pb2.Deletion:
+        """As in BulkDeletionRequest."""
+
+    @_builtins.property
+    def scheduled_until(self) -> _timestamp_pb2.Timestamp:
+        """When the last schedule, or run of one, was found. Unset: none was found yet."""
+
+    @_builtins.property
+    def started_until(self) -> _timestamp_pb2.Timestamp:
+        """When nothing was left that starts jobs: no schedule, pipeline and batch. Unset until then."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        settle: _duration_pb2.Duration | None = ...,
+        user_value: _builtins.str = ...,
+        progress: _llm_pb2.Deletion | None = ...,
+        scheduled_until: _timestamp_pb2.Timestamp | None = ...,
+        started_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "progress", b"progress", "scheduled_until", b"scheduled_until", "settle", b"settle", "started_until", b"started_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "progress", b"progress", "scheduled_until", b"scheduled_until", "settle", b"settle", "started_until", b"started_until", "tenant", b"tenant", "user_id", b"user_id", "user_value", b"user_value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserDeletionRequest: _TypeAlias = UserDeletionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteOwnedRequest(_message.Message):
+    """Input of the activities DeleteSchedules and DeleteFiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user whose they are."""
+    tenant: _builtins.str
+    """As in BulkDeletionRequest."""
+    @_builtins.property
+    def before(self) -> _timestamp_pb2.Timestamp:
+        """Files that were created later are left alone. Of no use to DeleteSchedules."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "tenant", b"tenant", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteOwnedRequest: _TypeAlias = DeleteOwnedRequest  # noqa: Y015
+
+@_typing.final
+class DeleteOwnedResponse(_message.Message):
+    """Result of the activities DeleteSchedules and DeleteFiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """Number of schedules or files whose deletion was begun."""
+    found: _builtins.bool
+    """Whether anything was there. The deletion of what was there goes on, and is begun again by the next call where it does not."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        found: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "found", b"found"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteOwnedResponse: _TypeAlias = DeleteOwnedResponse  # noqa: Y015
+
+@_typing.final
 class FindJobsRequest(_message.Message):
     """Input of the activity FindJobs."""
 
@@ -1582,6 +1778,7 @@ class FindJobsRequest(_message.Message):
     FILTERS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     BEFORE_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """As in BulkDeletionRequest."""
     @_builtins.property
@@ -1592,16 +1789,21 @@ class FindJobsRequest(_message.Message):
     def before(self) -> _timestamp_pb2.Timestamp:
         """Jobs that started later are not found."""
 
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types of the workflows to find, those that are to be found first at the beginning. Empty: pipelines and jobs."""
+
     def __init__(
         self,
         *,
         filters: _llm_pb2.ListRequest | None = ...,
         tenant: _builtins.str = ...,
         before: _timestamp_pb2.Timestamp | None = ...,
+        types: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "filters", b"filters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "filters", b"filters", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "filters", b"filters", "tenant", b"tenant", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2341,6 +2543,7 @@ class BatchOptions(_message.Message):
     RUN_CHUNKS_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     MAX_WATCHED_FIELD_NUMBER: _builtins.int
+    LEASED_A_DAY_FIELD_NUMBER: _builtins.int
     chunk_items: _builtins.int
     """Maximum number of items of a chunk. Default 128."""
     max_chunks: _builtins.int
@@ -2353,6 +2556,10 @@ class BatchOptions(_message.Message):
     """Number of chunks after which the workflow continues as a new run, if Temporal does not suggest it earlier. 0: only then."""
     max_watched: _builtins.int
     """Maximum number of items with "watch": true that run or wait for a worker at the same time. Default 100."""
+    leased_a_day: _builtins.int
+    """Maximum number of output tokens of its tenant a day, when the batch was accepted. It has no budget of output tokens, and leases
+    them from its ledger as it needs them. Unset: it leases none.
+    """
     @_builtins.property
     def limits(self) -> Global___BatchLimits:
         """Maxima of its input."""
@@ -2392,12 +2599,15 @@ class BatchOptions(_message.Message):
         run_chunks: _builtins.int = ...,
         delivery: Global___JobOptions | None = ...,
         max_watched: _builtins.int = ...,
+        leased_a_day: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "leased_a_day", b"leased_a_day", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "manifest_chunks", b"manifest_chunks", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "run_chunks", b"run_chunks", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day", "chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "leased_a_day", b"leased_a_day", "ledger", b"ledger", "limits", b"limits", "manifest_chunks", b"manifest_chunks", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "run_chunks", b"run_chunks", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__leased_a_day: _TypeAlias = _typing.Literal["leased_a_day"]  # noqa: Y015
+    _WhichOneofArgType__leased_a_day: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leased_a_day) -> _WhichOneofReturnType__leased_a_day | None: ...
 
 Global___BatchOptions: _TypeAlias = BatchOptions  # noqa: Y015
 
@@ -2416,10 +2626,13 @@ class BatchProgress(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
     ENDED_WATCHED_FIELD_NUMBER: _builtins.int
+    LEASED_TOKENS_FIELD_NUMBER: _builtins.int
     ended_chunks: _builtins.int
     """Number of chunks that had ended when this run of the workflow began: those with lower numbers."""
     ended_watched: _builtins.int
     """As ended_chunks, of the chunks of watched items: how many of them had ended. ended_chunks counts the others."""
+    leased_tokens: _builtins.int
+    """Number of output tokens that the ledger has leased to the batch so far, with BatchOptions.leased_a_day."""
     @_builtins.property
     def plan(self) -> Global___BatchPlan:
         """The order of its items. Unset before they are planned."""
@@ -2460,10 +2673,11 @@ class BatchProgress(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         rest: _common_pb2.FileRef | None = ...,
         ended_watched: _builtins.int = ...,
+        leased_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "ended_watched", b"ended_watched", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "ended_watched", b"ended_watched", "leased_tokens", b"leased_tokens", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

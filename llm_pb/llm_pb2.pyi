@@ -381,8 +381,8 @@ class _DeletionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deletio
     DELETION_STATE_DONE: _DeletionState.ValueType  # 2
     """Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
     DELETION_STATE_FAILED: _DeletionState.ValueType  # 3
-    """The deletion has failed, or an operator has ended it; by DeleteJobs, that of one of the jobs has. Call DeleteJob or
-    DeleteJobs again.
+    """The deletion has failed, or an operator has ended it; by DeleteJobs or DeleteUser, that of one of the jobs has. Make the call
+    again.
     """
 
 class DeletionState(_DeletionState, metaclass=_DeletionStateEnumTypeWrapper):
@@ -395,8 +395,8 @@ DELETION_STATE_IN_PROGRESS: DeletionState.ValueType  # 1
 DELETION_STATE_DONE: DeletionState.ValueType  # 2
 """Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
 DELETION_STATE_FAILED: DeletionState.ValueType  # 3
-"""The deletion has failed, or an operator has ended it; by DeleteJobs, that of one of the jobs has. Call DeleteJob or
-DeleteJobs again.
+"""The deletion has failed, or an operator has ended it; by DeleteJobs or DeleteUser, that of one of the jobs has. Make the call
+again.
 """
 Global___DeletionState: _TypeAlias = DeletionState  # noqa: Y015
 
@@ -415,7 +415,9 @@ class _JobPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPart.Value
     JOB_PART_WORKFLOW: _JobPart.ValueType  # 3
     """The job's workflow: prompt, status and result."""
     JOB_PART_OUTPUT: _JobPart.ValueType  # 4
-    """The output, where it is a file. Not listed where the gateway has no store. A prompt_file is no part of the job and stays."""
+    """The output, where it is a file; the copy of the input and the results of the items of a batch. Not listed where the gateway has
+    no store. A prompt_file is no part of the job and stays.
+    """
 
 class JobPart(_JobPart, metaclass=_JobPartEnumTypeWrapper):
     """A part of a job that a deletion removes."""
@@ -429,7 +431,9 @@ JOB_PART_DELIVERIES: JobPart.ValueType  # 2
 JOB_PART_WORKFLOW: JobPart.ValueType  # 3
 """The job's workflow: prompt, status and result."""
 JOB_PART_OUTPUT: JobPart.ValueType  # 4
-"""The output, where it is a file. Not listed where the gateway has no store. A prompt_file is no part of the job and stays."""
+"""The output, where it is a file; the copy of the input and the results of the items of a batch. Not listed where the gateway has
+no store. A prompt_file is no part of the job and stays.
+"""
 Global___JobPart: _TypeAlias = JobPart  # noqa: Y015
 
 @_typing.final
@@ -3291,6 +3295,52 @@ class DeleteJobsResponse(_message.Message):
 Global___DeleteJobsResponse: _TypeAlias = DeleteJobsResponse  # noqa: Y015
 
 @_typing.final
+class DeleteUserRequest(_message.Message):
+    """Request of DeleteUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user, within the caller's tenant. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserRequest: _TypeAlias = DeleteUserRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUserResponse(_message.Message):
+    """Response of DeleteUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deletion(self) -> Global___Deletion:
+        """The deletion, as it is at this moment."""
+
+    def __init__(
+        self,
+        *,
+        deletion: Global___Deletion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserResponse: _TypeAlias = DeleteUserResponse  # noqa: Y015
+
+@_typing.final
 class GetDeletionRequest(_message.Message):
     """Request of GetDeletion."""
 
@@ -3298,7 +3348,7 @@ class GetDeletionRequest(_message.Message):
 
     DELETION_ID_FIELD_NUMBER: _builtins.int
     deletion_id: _builtins.str
-    """The id that DeleteJob or DeleteJobs returned. Required."""
+    """The id that DeleteJob, DeleteJobs or DeleteUser returned. Required."""
     def __init__(
         self,
         *,
@@ -3338,7 +3388,7 @@ Global___GetDeletionResponse: _TypeAlias = GetDeletionResponse  # noqa: Y015
 
 @_typing.final
 class Deletion(_message.Message):
-    """The deletion of a job, or of many."""
+    """The deletion of a job, of many, or of all that a user has."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3350,14 +3400,25 @@ class Deletion(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     UNREACHED_FIELD_NUMBER: _builtins.int
     DELETED_JOBS_FIELD_NUMBER: _builtins.int
+    DELETED_BATCHES_FIELD_NUMBER: _builtins.int
+    DELETED_FILES_FIELD_NUMBER: _builtins.int
+    DELETED_SCHEDULES_FIELD_NUMBER: _builtins.int
     deletion_id: _builtins.str
     """The id of the deletion, for GetDeletion."""
     state: Global___DeletionState.ValueType
     """The state of the deletion."""
     workflow_id: _builtins.str
-    """The job that is deleted. Empty in a deletion by DeleteJobs."""
+    """The job that is deleted. Empty in a deletion by DeleteJobs or DeleteUser."""
     deleted_jobs: _builtins.int
-    """Number of jobs that are deleted."""
+    """Number of jobs and pipelines that are deleted."""
+    deleted_batches: _builtins.int
+    """Number of batches that are deleted, with the results of their items. Only DeleteUser deletes any."""
+    deleted_files: _builtins.int
+    """Number of files that are deleted. Only DeleteUser deletes any. A file whose removal was under way when a gateway died may be
+    missing from it.
+    """
+    deleted_schedules: _builtins.int
+    """Number of schedules that are deleted. As deleted_files."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the deletion was accepted."""
@@ -3368,12 +3429,13 @@ class Deletion(_message.Message):
 
     @_builtins.property
     def removed(self) -> _containers.RepeatedScalarFieldContainer[Global___JobPart.ValueType]:
-        """The parts of the job that are removed. Empty in a deletion by DeleteJobs."""
+        """The parts of the job that are removed. Empty in a deletion by DeleteJobs or DeleteUser."""
 
     @_builtins.property
     def unreached(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnreachedCopy]:
         """Copies of the job's content that may exist where the deletion does not reach. Set once they are known, which is before
-        anything is removed. A deletion by DeleteJobs has one entry for each place and type, with the last time, and at most 100.
+        anything is removed. A deletion by DeleteJobs or DeleteUser has one entry for each place and type, with the last time, and at
+        most 100.
         """
 
     def __init__(
@@ -3387,10 +3449,13 @@ class Deletion(_message.Message):
         removed: _abc.Iterable[Global___JobPart.ValueType] | None = ...,
         unreached: _abc.Iterable[Global___UnreachedCopy] | None = ...,
         deleted_jobs: _builtins.int = ...,
+        deleted_batches: _builtins.int = ...,
+        deleted_files: _builtins.int = ...,
+        deleted_schedules: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deleted_jobs", b"deleted_jobs", "deletion_id", b"deletion_id", "end_time", b"end_time", "removed", b"removed", "state", b"state", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deleted_batches", b"deleted_batches", "deleted_files", b"deleted_files", "deleted_jobs", b"deleted_jobs", "deleted_schedules", b"deleted_schedules", "deletion_id", b"deletion_id", "end_time", b"end_time", "removed", b"removed", "state", b"state", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

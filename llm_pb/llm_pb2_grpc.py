@@ -110,6 +110,11 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.DeleteJobsRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.DeleteJobsResponse.FromString,
                 _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/llm.v1.LlmService/DeleteUser',
+                request_serializer=llm__pb_dot_llm__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
         self.GetDeletion = channel.unary_unary(
                 '/llm.v1.LlmService/GetDeletion',
                 request_serializer=llm__pb_dot_llm__pb2.GetDeletionRequest.SerializeToString,
@@ -274,9 +279,22 @@ class LlmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteUser(self, request, context):
+        """Deletes all that a user has: schedules with their runs, pipelines, batches, jobs and files, uploads that have not ended among
+        them. The deletion is durable once this returns OK, and goes on whichever process dies. GetDeletion returns its progress. What
+        the user's schedules, pipelines and batches start while it runs is deleted, too. What the user submits while it runs may be
+        deleted or stay: revoke the user's credentials first.
+
+        A repeated call starts another deletion, which finds what the first one has left. Needs the scopes files:delete and
+        schedules:write as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDeletion(self, request, context):
-        """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
-        when it ended longer ago than the retention of Temporal's namespace.
+        """Returns the progress of a deletion that DeleteJob, DeleteJobs or DeleteUser has started. NOT_FOUND when there is no such
+        deletion, or when it ended longer ago than the retention of Temporal's namespace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -359,6 +377,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.DeleteJobs,
                     request_deserializer=llm__pb_dot_llm__pb2.DeleteJobsRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.DeleteJobsResponse.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=llm__pb_dot_llm__pb2.DeleteUserRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.DeleteUserResponse.SerializeToString,
             ),
             'GetDeletion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeletion,
@@ -772,6 +795,33 @@ class LlmService:
             '/llm.v1.LlmService/DeleteJobs',
             llm__pb_dot_llm__pb2.DeleteJobsRequest.SerializeToString,
             llm__pb_dot_llm__pb2.DeleteJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/DeleteUser',
+            llm__pb_dot_llm__pb2.DeleteUserRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.DeleteUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

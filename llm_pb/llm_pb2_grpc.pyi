@@ -161,9 +161,18 @@ class LlmServiceStub:
 
     A repeated call starts another deletion, which finds what the first one has left.
     """
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteUserRequest, _llm_pb2.DeleteUserResponse]
+    """Deletes all that a user has: schedules with their runs, pipelines, batches, jobs and files, uploads that have not ended among
+    them. The deletion is durable once this returns OK, and goes on whichever process dies. GetDeletion returns its progress. What
+    the user's schedules, pipelines and batches start while it runs is deleted, too. What the user submits while it runs may be
+    deleted or stay: revoke the user's credentials first.
+
+    A repeated call starts another deletion, which finds what the first one has left. Needs the scopes files:delete and
+    schedules:write as well.
+    """
     GetDeletion: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetDeletionRequest, _llm_pb2.GetDeletionResponse]
-    """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
-    when it ended longer ago than the retention of Temporal's namespace.
+    """Returns the progress of a deletion that DeleteJob, DeleteJobs or DeleteUser has started. NOT_FOUND when there is no such
+    deletion, or when it ended longer ago than the retention of Temporal's namespace.
     """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -350,13 +359,28 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteUser(
+        self,
+        request: _llm_pb2.DeleteUserRequest,
+        context: _aio.ServicerContext[_llm_pb2.DeleteUserRequest, _abc.Awaitable[_llm_pb2.DeleteUserResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.DeleteUserResponse]:
+        """Deletes all that a user has: schedules with their runs, pipelines, batches, jobs and files, uploads that have not ended among
+        them. The deletion is durable once this returns OK, and goes on whichever process dies. GetDeletion returns its progress. What
+        the user's schedules, pipelines and batches start while it runs is deleted, too. What the user submits while it runs may be
+        deleted or stay: revoke the user's credentials first.
+
+        A repeated call starts another deletion, which finds what the first one has left. Needs the scopes files:delete and
+        schedules:write as well.
+        """
+
+    @_abc_1.abstractmethod
     def GetDeletion(
         self,
         request: _llm_pb2.GetDeletionRequest,
         context: _aio.ServicerContext[_llm_pb2.GetDeletionRequest, _abc.Awaitable[_llm_pb2.GetDeletionResponse]],
     ) -> _abc.Awaitable[_llm_pb2.GetDeletionResponse]:
-        """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
-        when it ended longer ago than the retention of Temporal's namespace.
+        """Returns the progress of a deletion that DeleteJob, DeleteJobs or DeleteUser has started. NOT_FOUND when there is no such
+        deletion, or when it ended longer ago than the retention of Temporal's namespace.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _aio.Server) -> None: ...

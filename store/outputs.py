@@ -86,8 +86,13 @@ async def stored_output(store: Store, job_id: str, ref: common_pb2.FileRef) -> S
 
 async def remove_outputs(store: Store, job_id: str) -> None:
     """Remove all objects of a job. Raises StoreUnavailable."""
+    await remove_all(store, _of_job(job_id))
+
+
+async def remove_all(store: Store, prefix: str) -> None:
+    """Remove all objects whose names begin with a prefix. Raises StoreUnavailable."""
     names: list[str] = []
-    async with aclosing(store.list(_of_job(job_id))) as objects:
+    async with aclosing(store.list(prefix)) as objects:
         async for item in objects:
             names.append(item.name)
     for at in range(0, len(names), _AT_ONCE):

@@ -57,6 +57,12 @@ async def find_ended_jobs(request: internal_pb2.FindEndedJobsRequest) -> interna
     raise NotImplementedError
 
 
+@activity.defn(name=names.ACTIVITY_LEASE_TOKENS)
+async def lease_tokens(request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
+    """Ask the ledger of the batch's tenant for output tokens. See services.gateway.ledgers."""
+    raise NotImplementedError
+
+
 @activity.defn(name=names.ACTIVITY_STOP_JOB)
 async def stop_job(request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
     """Ask an open job to stop, end the deliveries of a closed one. All steps are in services.gateway.deletion_steps."""
@@ -84,6 +90,18 @@ async def remove_job(remains: internal_pb2.JobRemains) -> internal_pb2.RemovedPa
 @activity.defn(name=names.ACTIVITY_FIND_JOBS)
 async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
     """Find jobs to delete."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_DELETE_SCHEDULES)
+async def delete_schedules(request: internal_pb2.DeleteOwnedRequest) -> internal_pb2.DeleteOwnedResponse:
+    """Delete some schedules of a user, with their runs. See services.gateway.owned_deletion."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_DELETE_FILES)
+async def delete_files(request: internal_pb2.DeleteOwnedRequest) -> internal_pb2.DeleteOwnedResponse:
+    """Delete some files of a user, with their records. See services.gateway.owned_deletion."""
     raise NotImplementedError
 
 

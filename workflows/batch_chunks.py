@@ -7,12 +7,10 @@ before a cancel, after which Temporal would drop it.
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Final
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
@@ -23,10 +21,9 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import common_pb2, internal_pb2
 
 from workflows import activities
+from workflows.running_chunks import STEP_RETRIES, STEP_TIMEOUT, RunningChunk, Window
+from workflows.token_leases import lease_request
 
-STEP_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
-"""Without a last attempt: a store or worker that is away delays the batch."""
-STEP_TIMEOUT: Final = timedelta(minutes=2)
 _GRACE: Final = timedelta(minutes=10)
 """Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. By so
 much may the clocks of workers be ahead."""
@@ -37,36 +34,6 @@ _OWN_BYTES: Final = 4096
 """Size of a chunk's request without the batch, about."""
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
-
-
-class _Running:
-    """A chunk that runs or waits."""
-
-    def __init__(self, chunk: batches.Chunk) -> None:
-        self.chunk = chunk
-        self.starts = 0
-        self.idle_starts = 0
-        self.result = internal_pb2.ChunkResult()
-        """What it has done, as far as that is known here."""
-        self.handle: workflow.ActivityHandle[internal_pb2.ChunkResult] | None = None
-        """None while it waits for a lease."""
-        self.is_last = False
-        """Whether it has all that is left of the batch's budget."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self.handle is not None and self.handle.done()
-
-
-@dataclass
-class _Window:
-    """The chunks of a kind, which run in the order of the plan."""
-
-    first: int
-    end: int
-    next: int
-    most: int
-    """Maximum number of chunks that run or wait."""
 
 
 class Chunks:
@@ -83,15 +50,17 @@ class Chunks:
         watched = sum(chunk.group.watched for chunk in self._all)
         first, end = len(self._all) - watched, len(self._all)
         most = batches.max_chunks(run.options, run.batch)
-        self._others = _Window(0, first, run.progress.ended_chunks, most)
-        self._watched = _Window(first, end, first + run.progress.ended_watched, batches.WATCHED_CHUNKS)
-        self._running: dict[int, _Running] = {}
+        self._others = Window(0, first, run.progress.ended_chunks, most)
+        self._watched = Window(first, end, first + run.progress.ended_watched, batches.WATCHED_CHUNKS)
+        self._running: dict[int, RunningChunk] = {}
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
         limited = bool(limits_of(run.batch.budget)) and workflow.patched(names.PATCH_LEASES)
         self._leases = Leases(
-            run.batch.budget if limited else common_pb2.Budget(), batches.max_chunks(run.options, run.batch)
+            run.batch.budget if limited else common_pb2.Budget(),
+            batches.max_chunks(run.options, run.batch),
+            run.progress.leased_tokens if run.options.HasField("leased_a_day") else None,
         )
         # It may hold a secret, and no item needs it.
         self._batch.ClearField("notify")
@@ -130,7 +99,22 @@ class Chunks:
 
     def has_news(self) -> bool:
         """Return whether a chunk has ended, or the last one was ended."""
-        return not self._running or any(running.has_ended for running in self._running.values())
+        idle = not self._running and not self._leases.lacking
+        return idle or any(running.has_ended for running in self._running.values())
+
+    def lease_to_ask_for(self) -> internal_pb2.LeaseRequest | None:
+        """Return what the batch has to ask its ledger for; None if no chunk waits for output tokens."""
+        if not self._leases.lacking:
+            return None
+        following = self._all[self._others.next : self._others.end][: self._others.most]
+        return lease_request(self._batch_id, self._run, self._leases.lacking, self._running.values(), following)
+
+    def grow(self, answer: internal_pb2.LeaseResponse) -> None:
+        """Take over what the ledger has answered."""
+        if answer.never:
+            self.failure, self.incomplete = batches.stop_never_fits(), True
+        self._run.progress.leased_tokens += answer.leased_tokens
+        self._leases.grow(answer.leased_tokens)
 
     def begin(self) -> None:
         """Start as many further chunks as there is room for."""
@@ -138,13 +122,13 @@ class Chunks:
         for window in (self._watched, self._others):
             self._begin(window, fit)
 
-    def _begin(self, window: _Window, fit: int) -> None:
+    def _begin(self, window: Window, fit: int) -> None:
         while window.next < window.end and not self.run_is_long:
             running = [number for number in self._running if window.first <= number < window.end]
             first = min(running, default=window.next)
             if len(running) >= min(window.most, fit) or window.next >= first + batches.span(self._run.options):
                 return
-            begun = _Running(self._all[window.next])
+            begun = RunningChunk(self._all[window.next])
             if not self._start(begun):
                 return
             self._running[window.next] = begun
@@ -229,7 +213,7 @@ class Chunks:
             self.unfinished.append(number)
         return internal_pb2.EndedChunk(chunk=number, result=running.result)
 
-    def _start(self, running: _Running, stop: batches.Stop | None = None) -> bool:
+    def _start(self, running: RunningChunk, stop: batches.Stop | None = None) -> bool:
         """Start a chunk, and return whether there was a lease for it; or with `stop` its end: then no item begins."""
         chunk, run = running.chunk, self._run
         watched, lease = chunk.group.watched, Lease(common_pb2.Budget(), last=False)
@@ -286,7 +270,7 @@ class Chunks:
     def _spend(self, field: str) -> None:
         self.failure, self.incomplete = self.failure or batches.stop_spent(field), True
 
-    def _settle(self, running: _Running) -> None:
+    def _settle(self, running: RunningChunk) -> None:
         """Take over what an ended activity has done, and note a failure that the batch does not survive."""
         found: internal_pb2.ChunkResult | None = None
         try:

@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2
 
 from workflows import activities
-from workflows.batch_chunks import STEP_RETRIES
+from workflows.running_chunks import STEP_RETRIES
 
 _TIMEOUT: Final = timedelta(hours=6)
 """Maximum duration of an attempt. One whose process was killed is tried again much earlier."""

@@ -12,7 +12,7 @@ new one begins when all of them have ended.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, timedelta
 from typing import Any, TypeVar
 
@@ -28,10 +28,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows.outcome_metrics import record_batch
 
 from workflows import activities
-from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
+from workflows.batch_chunks import Chunks
 from workflows.batch_steps import merge, start_plan, stop_of
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, deliver_outcome
+from workflows.running_chunks import STEP_RETRIES, STEP_TIMEOUT
+from workflows.token_leases import leased
 
 _T = TypeVar("_T")
 
@@ -152,7 +154,11 @@ class LLMBatchWorkflow:
         """Run the chunks until all have ended or the batch has to stop. May continue as a new run."""
         chunks, full = Chunks(self._run, self._id, self._tenant), False
         recent = self._run.options.manifest_chunks or batches.MANIFEST_CHUNKS
+        leasing: asyncio.Task[internal_pb2.LeaseResponse] | None = None
         while not chunks.finished() and not self._is_over():
+            if leasing is not None and leasing.done():
+                chunks.grow(leasing.result())
+                leasing = None
             full = full or chunks.run_is_long or workflow.info().is_continue_as_new_suggested()
             chunks.resume()
             if not full:
@@ -162,16 +168,22 @@ class LLMBatchWorkflow:
             if chunks.failure is not None:
                 self._stop = chunks.failure
                 break
-            if chunks.idle:
+            asked = chunks.lease_to_ask_for()
+            if chunks.idle and (full or asked is None):
                 chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
-            await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
+            if asked is not None and leasing is None:
+                leasing = asyncio.create_task(leased(asked))
+            await self._cancellation.wait(_any_news(chunks, leasing, self._has_to_stop))
             self._note(chunks.take())
             self._stop = self._stop or chunks.failure
             if self._stop is None and not chunks.finished():
                 self._stop = batches.stop_of_use(self._run.batch, self._progress)
             if len(self._progress.recent) >= recent:
                 await self._write_manifest()
+        if leasing is not None:
+            # What it may still get is free again with the end of the batch.
+            leasing.cancel()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
         self._note(await self._finish(chunks.stop(self._stop)))
         self._unfinished = chunks.unfinished
@@ -285,3 +297,10 @@ async def _over(left: timedelta) -> None:
     """Return when the window is over."""
     if left > timedelta(0):
         await workflow.sleep(left)
+
+
+def _any_news(
+    chunks: Chunks, leasing: asyncio.Task[internal_pb2.LeaseResponse] | None, has_to_stop: Callable[[], bool]
+) -> Callable[[], bool]:
+    """Return a condition: a chunk has ended, the ledger has answered, or the batch has to stop."""
+    return lambda: chunks.has_news() or has_to_stop() or (leasing is not None and leasing.done())

@@ -4,7 +4,8 @@
     job ──its outcome is settled: ForgetFeed──signal Release──▶ the slot is free
 
 A slot holds the output tokens that the job may generate. What the job has used counts on the UTC day on which the slot
-is released; the rest is free again.
+is released; the rest is free again. A batch without a budget holds none at first and leases them as it needs them, by
+the update Lease. With each lease it tells what it has used, which counts from then on.
 
 A slot is bound to the job's workflow id, so that a job never holds two. Only the end of its job frees a slot: nobody
 who has reserved one can know that no other gateway is about to start the same job. A slot whose job cannot release it
@@ -40,6 +41,8 @@ _IDLE_CHECK_INTERVAL: Final = timedelta(minutes=10)
 """Time between two checks that no Reserve asks for."""
 _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
+_LEAST_LEASES: Final = 4
+"""Number of leases that are left for others where a batch could use all."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INPUT: Final = "Reserve takes one ReserveRequest"
 
@@ -51,6 +54,8 @@ class Slot(NamedTuple):
     """When it was last reserved."""
     output_tokens: int
     """Number of output tokens that are reserved for the job."""
+    settled: int = 0
+    """Number of its output tokens that count as used already."""
 
 
 @workflow.defn(name=names.LEDGER_WORKFLOW_TYPE)
@@ -71,7 +76,7 @@ class LLMLedgerWorkflow:
                     getattr(self._settings, name).CopyFrom(getattr(state, name))
             self._settings.max_updates = state.max_updates or _MAX_UPDATES
         self._slots = {
-            slot.workflow_id: Slot(slot.reserve_time.ToDatetime(UTC), slot.output_tokens)
+            slot.workflow_id: Slot(slot.reserve_time.ToDatetime(UTC), slot.output_tokens, slot.settled_tokens)
             for slot in (state.slots if state else ())
         }
         """The slot of each job. The job that was checked longest ago comes first."""
@@ -105,8 +110,8 @@ class LLMLedgerWorkflow:
         for id_, tokens in _asked(request):
             if id_ not in refusals:
                 # A repeated Submit reserves the tokens that the job has already.
-                tokens = self._slots[id_].output_tokens if id_ in self._slots else tokens
-                self._slots[id_] = Slot(workflow.now(), tokens)
+                slot = self._slots.get(id_, Slot(workflow.now(), tokens))
+                self._slots[id_] = slot._replace(reserved_at=workflow.now())
         return internal_pb2.ReserveResponse(
             refused=refusals,
             refused_by_reserved_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_RESERVED],
@@ -124,6 +129,36 @@ class LLMLedgerWorkflow:
             reasons = {*refusals.values()}
             if len(reasons) == 1:
                 raise ApplicationError("no slot is free", type=reasons.pop())
+
+    @workflow.update(name=names.UPDATE_LEASE)
+    @one_input
+    async def lease(self, request: internal_pb2.LeaseRequest | None = None) -> internal_pb2.LeaseResponse:
+        """Count what a batch has used, and reserve further tokens for it. A repeat of a lost answer reserves them once.
+
+        The lease is at most a quarter of what is free, unless the batch needs more, so that others get their share.
+        """
+        if request is None:
+            raise ApplicationError("Lease takes one LeaseRequest")
+        self._updates += 1
+        if not self._lease_of(request) and self._check_is_due():
+            await self._check()
+        id_ = request.workflow_id
+        slot = self._slots.get(id_, Slot(workflow.now(), 0, request.used_tokens))
+        self._count(max(request.used_tokens - slot.settled, 0))
+        settled = max(request.used_tokens, slot.settled)
+        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens, settled)
+        leased = self._lease_of(request)
+        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens + leased, settled)
+        never = (
+            not leased and request.alone and request.held_tokens + request.least_tokens > request.output_tokens_limit
+        )
+        return internal_pb2.LeaseResponse(leased_tokens=leased, never=never)
+
+    @lease.validator
+    @one_input
+    def _validate_lease(self, request: internal_pb2.LeaseRequest | None = None) -> None:
+        if request is None:
+            raise ApplicationError("Lease takes one LeaseRequest")
 
     @workflow.signal(name=names.SIGNAL_RELEASE)
     @one_input
@@ -172,6 +207,19 @@ class LLMLedgerWorkflow:
                 reserved += tokens
         return refusals
 
+    def _lease_of(self, request: internal_pb2.LeaseRequest) -> int:
+        """Return how many tokens there are for a batch now, beyond what it holds. Changes nothing."""
+        if not request.HasField("output_tokens_limit"):
+            return request.wanted_tokens
+        slot = self._slots.get(request.workflow_id, Slot(workflow.now(), 0, request.used_tokens))
+        used = self._used_tokens if self._day == _today() else 0
+        used += max(request.used_tokens - slot.settled, 0)
+        others = self._reserved_tokens() - slot.output_tokens
+        free = request.output_tokens_limit - used - others - request.held_tokens
+        if free < request.least_tokens:
+            return 0
+        return min(max(request.least_tokens, free // _LEAST_LEASES), max(request.wanted_tokens, request.least_tokens))
+
     def _reserved_tokens(self) -> int:
         return sum(slot.output_tokens for slot in self._slots.values())
 
@@ -179,9 +227,13 @@ class LLMLedgerWorkflow:
         """Free the slot of a job that has used so many output tokens; None: it has used all that are reserved."""
         if (slot := self._slots.pop(id_, None)) is None:
             return
+        self._count(slot.output_tokens if used_tokens is None else max(used_tokens - slot.settled, 0))
+
+    def _count(self, tokens: int) -> None:
+        """Count tokens as used today."""
         if self._day != (today := _today()):
             self._day, self._used_tokens = today, 0
-        self._used_tokens += slot.output_tokens if used_tokens is None else used_tokens
+        self._used_tokens += tokens
 
     def _check_is_due(self) -> bool:
         return bool(self._slots) and workflow.now() >= self._next_check
@@ -221,7 +273,7 @@ class LLMLedgerWorkflow:
         state.CopyFrom(self._settings)
         state.day, state.used_tokens = self._day, self._used_tokens
         for id_, slot in self._slots.items():
-            kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens)
+            kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens, settled_tokens=slot.settled)
             kept.reserve_time.FromDatetime(slot.reserved_at)
         return state
 

@@ -25,7 +25,8 @@ from services.gateway.settings import GatewaySettings
 
 WRITES: Final = frozenset(
     {
-        *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"),
+        *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "DeleteUser"),
+        *("UploadFile", "DeleteFile"),
         *("CreateSchedule", "UpdateSchedule", "PauseSchedule", "UnpauseSchedule"),
         *("TriggerSchedule", "BackfillSchedule", "DeleteSchedule"),
         *("SetModelAlias", "DeleteModelVersion"),

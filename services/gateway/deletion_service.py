@@ -1,4 +1,4 @@
-"""DeleteJob, DeleteJobs and GetDeletion: start deletions, which are workflows, and read how they stand."""
+"""DeleteJob, DeleteJobs, DeleteUser and GetDeletion: start deletions, which are workflows, and read how they stand."""
 
 import logging
 import uuid
@@ -30,7 +30,11 @@ from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
-_DELETIONS: Final = (names.DELETION_WORKFLOW_TYPE, names.BULK_DELETION_WORKFLOW_TYPE)
+_DELETIONS: Final = (
+    names.DELETION_WORKFLOW_TYPE,
+    names.BULK_DELETION_WORKFLOW_TYPE,
+    names.USER_DELETION_WORKFLOW_TYPE,
+)
 _QUERY_TIMEOUT: Final = timedelta(seconds=3)
 """Maximum wait for the workflow's own answer. Without it the progress is less complete, not wrong."""
 
@@ -41,7 +45,7 @@ class _Known(NamedTuple):
 
 
 class DeletionService:
-    """Implements the three methods of the API."""
+    """Implements the methods of the API."""
 
     def __init__(
         self,
@@ -95,30 +99,44 @@ class DeletionService:
 
     async def delete_jobs(self, caller: Caller, request: llm_pb2.DeleteJobsRequest) -> llm_pb2.DeleteJobsResponse:
         """Start the deletion of the jobs that match. Raises ApiError like OpenDeletions.reserve(), RPCError."""
+        bulk = internal_pb2.BulkDeletionRequest(filters=filters_of(request), tenant=caller.tenant)
+        deletion = await self._start(caller, request.user_id, names.BULK_DELETION_WORKFLOW_TYPE, bulk)
+        return llm_pb2.DeleteJobsResponse(deletion=deletion)
+
+    async def delete_user(self, caller: Caller, request: llm_pb2.DeleteUserRequest) -> llm_pb2.DeleteUserResponse:
+        """Start the deletion of all that a user has. Raises like delete_jobs()."""
+        all_of = internal_pb2.UserDeletionRequest(user_id=request.user_id, tenant=caller.tenant)
+        deletion = await self._start(caller, request.user_id, names.USER_DELETION_WORKFLOW_TYPE, all_of)
+        return llm_pb2.DeleteUserResponse(deletion=deletion)
+
+    async def _start(
+        self,
+        caller: Caller,
+        user_id: str,
+        workflow_type: str,
+        request: internal_pb2.BulkDeletionRequest | internal_pb2.UserDeletionRequest,
+    ) -> llm_pb2.Deletion:
+        """Start a deletion of many, whose request lacks what is the same for all of them."""
         id_ = bulk_deletion_workflow_id(caller.tenant, uuid.uuid4().hex)
         hash_ = await self._hash_for(caller.tenant)
-        value = user_value(request.user_id, hash_)
-        about = about_user(request.user_id, value)
+        request.user_value = user_value(user_id, hash_)
+        request.grace.CopyFrom(options.duration(self._settings.delete_grace))
+        request.settle.CopyFrom(options.duration(self._settings.delete_settle))
+        about = about_user(user_id, request.user_value)
         audit.describe(deletion=id_)
         audit.require_available()
         reservation = await self._open.reserve(caller.tenant, id_)
         await self._effects.start(
-            names.BULK_DELETION_WORKFLOW_TYPE,
-            internal_pb2.BulkDeletionRequest(
-                filters=filters_of(request),
-                tenant=caller.tenant,
-                grace=options.duration(self._settings.delete_grace),
-                settle=options.duration(self._settings.delete_settle),
-                user_value=value,
-            ),
+            workflow_type,
+            request,
             id_=id_,
             last_check=reservation.require_valid,
             search_attributes=about.search_attributes,
             memo=about.memo,
-            priority=_priority(caller.tenant, request.user_id, hash_),
+            priority=_priority(caller.tenant, user_id, hash_),
         )
         _log.info("deletion of many jobs accepted", extra={"workflow_id": id_})
-        return llm_pb2.DeleteJobsResponse(deletion=await self._deletion(caller, id_))
+        return await self._deletion(caller, id_)
 
     async def get_deletion(self, caller: Caller, request: llm_pb2.GetDeletionRequest) -> llm_pb2.GetDeletionResponse:
         """Return how a deletion stands. Raises ApiError NOT_FOUND, RPCError."""

@@ -32,8 +32,11 @@ from store.store import Store
 
 _log = logging.getLogger(__name__)
 _REASON: Final = "the job is being deleted"
-DELETED_TYPES: Final = (names.PIPELINE_WORKFLOW_TYPE, names.JOB_WORKFLOW_TYPE)
-"""The types of the workflows that are deleted. The jobs of a pipeline are deleted as all others."""
+_FOUND_TYPES: Final = (names.PIPELINE_WORKFLOW_TYPE, names.JOB_WORKFLOW_TYPE)
+"""The types of the workflows that FindJobs finds by default. Pipelines come first: one that runs would begin further
+jobs. The jobs of a pipeline are found as all others."""
+DELETED_TYPES: Final = (*_FOUND_TYPES, names.BATCH_WORKFLOW_TYPE)
+"""The types of the workflows that are deleted."""
 _FOUND: Final = 100
 """Maximum number of jobs that FindJobs returns."""
 _DESCRIBES: Final = 8
@@ -41,7 +44,7 @@ _DESCRIBES: Final = 8
 
 
 class DeletionSteps:
-    """The activities of LLMDeletionWorkflow and LLMBulkDeletionWorkflow."""
+    """The activities of LLMDeletionWorkflow, LLMBulkDeletionWorkflow and, with others, LLMUserDeletionWorkflow."""
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class DeletionSteps:
     async def stop_job(self, request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
         """Ask an open job to stop, as the request says. End the deliveries of a job that has closed.
 
-        What is said here and below of a job holds for a pipeline as well.
+        What is said here and below of a job holds for a pipeline and a batch as well.
         """
         open_job = await self._open(request.workflow_id, *DELETED_TYPES)
         if open_job is not None:
@@ -143,8 +146,7 @@ class DeletionSteps:
             async with turns:
                 return tenant_of(item.id) == request.tenant and await self._matches(item, request.filters)
 
-        # Pipelines come first: one that runs would begin further jobs.
-        for kind in DELETED_TYPES:
+        for kind in request.types or _FOUND_TYPES:
             found = visibility_query(request.tenant, request.filters, hash_, kind, knows_tenants=False)
             query = f"{found} AND StartTime <= '{before}'"
             pages = self._client.list_workflows(query, page_size=_FOUND, rpc_timeout=RPC_TIMEOUT)
@@ -168,7 +170,7 @@ class DeletionSteps:
         return (await self._reader.readable_status(description)).state in filters.states
 
     async def _last(self, id_: str) -> WorkflowExecutionDescription | None:
-        """Return the last run of the job or pipeline of an id; None without one. See Runs.last."""
+        """Return the last run of the job, pipeline or batch of an id; None without one. See Runs.last."""
         return _of_type(await self._runs.last(id_, *DELETED_TYPES), *DELETED_TYPES)
 
     async def _open(self, id_: str, *kinds: str) -> WorkflowExecutionDescription | None:

@@ -121,11 +121,11 @@ def pipeline_key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def pipeline_deleted(user_id: str, request_id: str) -> ApiError:
-    """ALREADY_EXISTS: the pipeline under the idempotency key was deleted."""
+def work_deleted(kind: str, user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: what is under the idempotency key, "job", "batch" or "pipeline", was deleted."""
     message = (
-        f"the pipeline with request_id {request_id!r} of user {user_id!r} was deleted and does not run again;"
-        " choose another request_id for a new pipeline"
+        f"the {kind} with request_id {request_id!r} of user {user_id!r} was deleted and does not run again;"
+        f" choose another request_id for a new {kind}"
     )
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("JOB_DELETED")))
 
@@ -140,15 +140,6 @@ def trained_model_refused(reason: str, message: str) -> ApiError:
     """The error for a change of a trained model that cannot be made. `reason` is one of jobs.names."""
     code = code_pb2.NOT_FOUND if reason == names.MODEL_NOT_FOUND else code_pb2.FAILED_PRECONDITION
     return ApiError(make_status(code, message, error_info(reason)))
-
-
-def job_deleted(user_id: str, request_id: str) -> ApiError:
-    """ALREADY_EXISTS: the job under the idempotency key was deleted."""
-    message = (
-        f"the job with request_id {request_id!r} of user {user_id!r} was deleted and does not run again;"
-        " choose another request_id for a new job"
-    )
-    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("JOB_DELETED")))
 
 
 def job_not_ended(workflow_id: str) -> ApiError:

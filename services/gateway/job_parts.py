@@ -72,12 +72,16 @@ class Workflows:
 
 
 def parts_of(runs: Runs, feed: Feed, answers: Answers, store: Store | None) -> tuple[JobPart, ...]:
-    """Return all that belongs to a job. Its workflow comes last, because it says what else there is."""
+    """Return all that belongs to a job, pipeline or batch.
+
+    Its workflow comes last, because it says what else there is.
+    """
+    kinds = (names.JOB_WORKFLOW_TYPE, names.PIPELINE_WORKFLOW_TYPE, names.BATCH_WORKFLOW_TYPE)
     return (
         FeedRecords(feed, answers),
         *([] if store is None else [OutputPart(store)]),
         Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, (names.DELIVERY_WORKFLOW_TYPE,), delivery_ids),
-        Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, (names.JOB_WORKFLOW_TYPE, names.PIPELINE_WORKFLOW_TYPE), _itself),
+        Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, kinds, _itself),
     )
 
 

@@ -91,6 +91,20 @@ class Ledger:
         nothing = internal_pb2.LedgerUsage()
         return await self._shared.fresh((self.id, "usage"), lambda: self._query(names.QUERY_GET_USAGE, nothing))
 
+    async def lease(self, request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
+        """Lease output tokens to a batch. Raises RPCError and WorkflowUpdateFailedError: call again."""
+        while True:
+            try:
+                answer: internal_pb2.LeaseResponse = await self._handle().execute_update(
+                    names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse, rpc_timeout=RPC_TIMEOUT
+                )
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                await self._start()
+            else:
+                return answer
+
     async def _query(self, name: str, nothing: T) -> T:
         """Return the ledger's answer, or `nothing` without a ledger."""
         try:

@@ -33,6 +33,7 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "GetQuota": lambda _: (),
     "DeleteJob": rules.check_workflow_id,
     "DeleteJobs": rules.check_delete_jobs,
+    "DeleteUser": rules.check_delete_user,
     "GetDeletion": rules.check_get_deletion,
     "UploadFile": file_rules.check_upload,
     "DownloadFile": file_rules.check_download,
@@ -66,7 +67,7 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
 LARGE_ANSWERS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches", "ListPipelines"), 128 * 1024),
     **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch", "GetPipeline"), 64 * 1024),
-    **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
+    **dict.fromkeys(("DeleteJob", "DeleteJobs", "DeleteUser", "GetDeletion"), 64 * 1024),
     # 20 versions, each of half a KiB or so.
     **dict.fromkeys(("SetModelAlias", "DeleteModelVersion"), 16 * 1024),
     # Ten runs, each with an error of at most 4 KiB or so.

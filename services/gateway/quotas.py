@@ -9,10 +9,11 @@ from datetime import UTC, datetime, time, timedelta
 from math import ceil
 from typing import Final
 
+from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
 
 from jobs import names
-from jobs.ids import ledger_workflow_id
+from jobs.ids import ledger_workflow_id, tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
@@ -66,6 +67,8 @@ class OpenJobQuotas:
     def __init__(
         self, client: Client, workflow_queue: str, tenants: Mapping[str, TenantSettings], metrics: GatewayMetrics
     ) -> None:
+        self._client = client
+        self._workflow_queue = workflow_queue
         self._metrics = metrics
         self._releases = SlotReleases(client)
         self._tenants = tenants
@@ -90,6 +93,24 @@ class OpenJobQuotas:
         """Return the workflow id of the tenant's ledger; empty without a quota."""
         ledger = self._ledgers.get(tenant)
         return "" if ledger is None else ledger.id
+
+    def tokens_a_day(self, tenant: str) -> int | None:
+        """Return how many output tokens the tenant may use a day, None without a quota of them."""
+        ledger = self._ledgers.get(tenant)
+        return None if ledger is None else ledger.tokens_per_day
+
+    @activity.defn(name=names.ACTIVITY_LEASE_TOKENS)
+    async def lease(self, request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
+        """Lease output tokens to a batch. The quota is that of this gateway's settings, or else the batch's own."""
+        tenant = tenant_of(request.workflow_id)
+        ledger = self._ledgers.get(tenant)
+        if ledger is None:
+            ledger = Ledger(self._client, self._workflow_queue, ledger_workflow_id(tenant), MAX_OPEN_JOBS)
+        else:
+            request.ClearField("output_tokens_limit")
+            if ledger.tokens_per_day is not None:
+                request.output_tokens_limit = ledger.tokens_per_day
+        return await ledger.lease(request)
 
     async def reserve(self, tenant: str, job_id: str, output_tokens: int) -> "Reservation | str":
         """Reserve a slot and tokens for a job that is about to be started; return why not, for refusal().

@@ -56,6 +56,11 @@ class Runs:
                 return None
             raise
 
+    async def was_deleted(self, id_: str) -> bool:
+        """Return whether a deletion keeps the id. Raises RPCError."""
+        found = await self.describe(id_)
+        return found is not None and found.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
+
     async def last(self, id_: str, *kinds: str) -> WorkflowExecutionDescription | None:
         """Return the last run under an id; None when Temporal neither has one nor lists one of the types.
 

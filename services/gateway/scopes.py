@@ -49,6 +49,7 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/GetQuota": READ,
     "/llm.v1.LlmService/DeleteJob": DELETE,
     "/llm.v1.LlmService/DeleteJobs": DELETE,
+    "/llm.v1.LlmService/DeleteUser": DELETE,
     "/llm.v1.LlmService/GetDeletion": DELETE,
     "/llm.v1.FileService/UploadFile": WRITE_FILES,
     "/llm.v1.FileService/DownloadFile": READ_FILES,
@@ -139,6 +140,14 @@ def check_delete_jobs(caller: Caller, request: llm_pb2.DeleteJobsRequest) -> Non
         _require_user(caller, request.user_id)
 
 
+def check_delete_user(caller: Caller, request: llm_pb2.DeleteUserRequest) -> None:
+    """Raise Refusal for another user, and without the scopes for what is no job."""
+    if missing := [scope for scope in (DELETE_FILES, WRITE_SCHEDULES) if not caller.may(scope)]:
+        raise scope_missing(*missing, user_id=caller.user_id)
+    if request.user_id:
+        _require_user(caller, request.user_id)
+
+
 def check_upload(caller: Caller, request: file_pb2.UploadFileRequest) -> None:
     """Raise Refusal for a file of another user. Only the first message names the user."""
     if request.HasField("file"):
@@ -173,6 +182,7 @@ CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "Submit": check_submit,
     "List": check_list,
     "DeleteJobs": check_delete_jobs,
+    "DeleteUser": check_delete_user,
     "UploadFile": check_upload,
     "ListFiles": check_list,
     "CreateSchedule": check_schedule,

@@ -183,6 +183,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """See llm.proto."""
         return await self._deletions.delete_jobs(current_caller(), request)
 
+    async def DeleteUser(self, request: llm_pb2.DeleteUserRequest, context: _Context) -> llm_pb2.DeleteUserResponse:
+        """See llm.proto."""
+        return await self._deletions.delete_user(current_caller(), request)
+
     async def GetDeletion(self, request: llm_pb2.GetDeletionRequest, context: _Context) -> llm_pb2.GetDeletionResponse:
         """See llm.proto."""
         return await self._deletions.get_deletion(current_caller(), request)

@@ -150,11 +150,11 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum time for a job that is deleted to close after its cancel. It is terminated then. PT0S: it is terminated
     at once."""
     delete_settle: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
-    """Time for which DeleteJobs must have found no more jobs before it is done. It must be longer than Temporal's
-    visibility takes to show a new job."""
+    """Time for which DeleteJobs and DeleteUser must have found nothing more before they are done. It must be longer
+    than Temporal's visibility takes to show a new job."""
     delete_max_open: int = Field(10, ge=1, le=1000)
-    """Maximum number of deletions by DeleteJobs that a tenant has open, at all gateways together. Further calls are
-    RESOURCE_EXHAUSTED."""
+    """Maximum number of deletions by DeleteJobs and DeleteUser that a tenant has open, at all gateways together.
+    Further calls are RESOURCE_EXHAUSTED."""
     max_schedules: int = Field(100, ge=0, le=10_000)
     """Maximum number of schedules of a tenant, at all gateways together. A further CreateSchedule is
     RESOURCE_EXHAUSTED. Schedules that are created within the same second or two may exceed it."""

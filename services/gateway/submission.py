@@ -23,7 +23,7 @@ from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.class_rates import ClassRates
 from services.gateway.effects import Effects
-from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
+from services.gateway.errors import JobDeleted, JobNotFound, key_reused, work_deleted
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import UNSETTLED_STATES
@@ -188,7 +188,7 @@ class JobSubmission:
         except JobDeleted:
             if has_slot:
                 await self._open_jobs.release(caller.tenant, id_)
-            raise job_deleted(job.user_id, job.request_id) from error
+            raise work_deleted("job", job.user_id, job.request_id) from error
         if not await _is_of(description, job):
             await link_call(description)
             if has_slot and description.status != WorkflowExecutionStatus.RUNNING:

@@ -41,6 +41,7 @@ from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
+from services.gateway.owned_deletion import OwnedDeletion
 from services.gateway.page_token import PageTokens
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
@@ -67,6 +68,7 @@ from workflows.llm_ledger import LLMLedgerWorkflow
 from workflows.llm_models import LLMModelsWorkflow
 from workflows.llm_redelivery import LLMRedeliveryWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
+from workflows.llm_user_deletion import LLMUserDeletionWorkflow
 
 _MAX_ACTIVITIES: Final = 40
 """Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
@@ -243,6 +245,7 @@ def workflow_worker(
     produced = ProducedFiles(client, file_reader, settings, encryption)
     texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
     steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
+    owned = OwnedDeletion(client, encryption)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
@@ -253,6 +256,7 @@ def workflow_worker(
             LLMLedgerWorkflow,
             LLMDeletionWorkflow,
             LLMBulkDeletionWorkflow,
+            LLMUserDeletionWorkflow,
             LLMJobTombstone,
             LLMScheduledWorkflow,
             LLMFileWorkflow,
@@ -261,8 +265,10 @@ def workflow_worker(
             LLMModelsWorkflow,
         ],
         activities=[
-            *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
+            *(local.request_cancel, local.recover_output, local.forget_feed),
+            *(of_ledgers.find_ended_jobs, open_jobs.lease),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
+            *(owned.delete_schedules, owned.delete_files),
             files.remove_file,
             *(scheduled.start, scheduled.check),
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),

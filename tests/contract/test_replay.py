@@ -36,6 +36,7 @@ from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
 from workflows.llm_models import LLMModelsWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
+from workflows.llm_user_deletion import LLMUserDeletionWorkflow
 
 with workflow.unsafe.imports_passed_through():
     # The sandbox loads this module, too, and the whole stack is no concern of its.
@@ -55,6 +56,7 @@ WORKFLOWS = (
     LLMLedgerWorkflow,
     LLMDeletionWorkflow,
     LLMBulkDeletionWorkflow,
+    LLMUserDeletionWorkflow,
     LLMJobTombstone,
     LLMFileWorkflow,
     LLMBatchWorkflow,

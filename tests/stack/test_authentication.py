@@ -79,6 +79,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetQuota": lambda: llm_pb2.GetQuotaRequest(),
     "DeleteJob": lambda: llm_pb2.DeleteJobRequest(workflow_id=NO_JOB),
     "DeleteJobs": lambda: llm_pb2.DeleteJobsRequest(user_id="nobody"),
+    "DeleteUser": lambda: llm_pb2.DeleteUserRequest(user_id="nobody"),
     "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
     "CreateSchedule": lambda: schedule_pb2.CreateScheduleRequest(schedule=new_schedule(), paused=True),
     **{name: partial(valid, name) for name in METHODS if "Schedule" in name and name != "CreateSchedule"},
@@ -96,8 +97,8 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     **{name: partial(valid_pipeline, name) for name in METHODS if "Pipeline" in name or name == "AnswerStep"},
 }
 """A valid request of each method, about a job, schedule, file, batch or pipeline that does not exist."""
-ALSO_NEEDED = {"CreateBatch": "files:read"}
-"""The scope that a method needs as well as its own, whatever the request is."""
+ALSO_NEEDED = {"CreateBatch": ["files:read"], "DeleteUser": ["files:delete", "schedules:write"]}
+"""The scopes that a method needs as well as its own, whatever the request is."""
 FINDS_NOTHING = {"GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
 FINDS_NO_SCHEDULE = {name for name in METHODS if "Schedule" in name} - {"CreateSchedule", "ListSchedules"}
 FINDS_NO_FILE = {"DownloadFile", "GetFile", "DeleteFile", "CreateBatch"}
@@ -119,6 +120,7 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "GetQuota": "is not counted",
     "DeleteJob": "is not found",
     "DeleteJobs": "is not deleted",
+    "DeleteUser": "is not deleted",
     "GetDeletion": "has no deletion",
     "CreateSchedule": "is a schedule of its own",
     "ListSchedules": "is no listed schedule",
@@ -170,7 +172,8 @@ class Guarded:
             scope: self.file.add(scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"}) for scope in self.by_scope
         }
         self.with_further_scope = {
-            method: self.file.add([scopes.OF_METHOD[f"/{PATHS[method]}"], also]) for method, also in ALSO_NEEDED.items()
+            method: self.file.add([scopes.OF_METHOD[f"/{PATHS[method]}"], *also])
+            for method, also in ALSO_NEEDED.items()
         }
         self.all = self.file.add(ALL)
         self.of_tenant = {tenant: self.file.add(ALL, tenant=tenant) for tenant in TENANTS}
@@ -431,7 +434,7 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
         without = guarded.without_scope[scope]
     else:
         without = guarded.issuer.token(kid, scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"})
-        right = guarded.issuer.token(kid, [scope, ALSO_NEEDED.get(method, "openid")])
+        right = guarded.issuer.token(kid, [scope, *ALSO_NEEDED.get(method, ["openid"])])
     error = await guarded.call(method, bearer(without), b"\xff\xff\xff")
     assert reason_of(error) == DENIED
     assert error is not None
@@ -711,7 +714,7 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
             quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
             assert quota == llm_pb2.GetQuotaResponse(tenant=other, **({"weight": 1} if other else {}))
         case "is not deleted":
-            started = await guarded.stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id), metadata=mine)
+            started = await getattr(guarded.stub, method)(kind(user_id=job.user_id), metadata=mine)
             request_ = llm_pb2.GetDeletionRequest(deletion_id=started.deletion.deletion_id)
             async with asyncio.timeout(PATIENCE):
                 while not (found := await guarded.stub.GetDeletion(request_, metadata=mine)).deletion.HasField(  # noqa: ASYNC110

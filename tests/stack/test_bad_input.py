@@ -182,6 +182,7 @@ VALID = {
     "DeleteJobs": llm_pb2.DeleteJobsRequest(
         user_id="nobody", states=[llm_pb2.JOB_STATE_QUEUED], model="m", project_id="p"
     ).SerializeToString(),
+    "DeleteUser": llm_pb2.DeleteUserRequest(user_id="nobody").SerializeToString(),
     "GetDeletion": llm_pb2.GetDeletionRequest(deletion_id="llmdelete-llmjob-u-r").SerializeToString(),
     **{rpc: valid(rpc).SerializeToString() for rpc in REQUESTS if "Schedule" in rpc},
     **{rpc: valid_pipeline(rpc).SerializeToString() for rpc in REQUESTS if "Pipeline" in rpc or rpc == "AnswerStep"},

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import tomllib
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,9 @@ async def test_a_job_is_deleted_after_a_question(cli: Cli) -> None:
     assert deleted.output.startswith(f"{workflow_id} deleted")
     gone = await cli("get", workflow_id)
     assert gone.status == Exit.NOT_FOUND
+    whole = await cli("delete-user", "--yes", f"nobody-{uuid.uuid4().hex}")
+    assert whole.status == 0, whole.errors
+    assert "0 files and 0 schedules" in whole.output
 
 
 async def test_deliveries_are_listed_and_sent_again(cli: Cli, receiver: Receiver) -> None:

@@ -37,7 +37,7 @@ LEAST: Final = {
 """The arguments without which a command does nothing, where they are no id of a job."""
 
 
-ASKING: Final = (("delete",), ("files", "rm"), ("models", "rm"))
+ASKING: Final = (("delete",), ("delete-user",), ("files", "rm"), ("models", "rm"))
 """The commands that ask before they do something."""
 
 

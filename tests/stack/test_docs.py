@@ -151,7 +151,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.not_found("a"),
         errors.job_not_ended("a"),
         errors.key_reused("a", "b"),
-        errors.job_deleted("a", "b"),
+        errors.work_deleted("job", "a", "b"),
         errors.deletion_not_found("a"),
         errors.schedule_not_found("a"),
         errors.batch_not_found("a"),

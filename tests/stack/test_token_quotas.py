@@ -10,8 +10,12 @@ import pytest
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs import errors
 from jobs.ids import ledger_workflow_id
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, llm_pb2
+from tests.support.batches import Stubs
+from tests.support.batches import create as create_batch
+from tests.support.credentials import CallsAs
 from tests.support.jobs import details_of, new_job, run_job, watch
 from tests.support.ledgers import start_ledger
 from tests.support.quotas import PATIENCE, Installation, TenantGateway, closed, end, queued_job, race, submit
@@ -21,7 +25,19 @@ MUCH = 1000
 TENANTS = tuple(
     # No other file has these: a tenant has one ledger in the stack that the files share.
     f"tokens-{name}"
-    for name in ("never", "leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
+    for name in (
+        "never",
+        "leases",
+        "used",
+        "racing",
+        "continued",
+        "yesterday",
+        "lost",
+        "terminated",
+        "repeated",
+        "batches",
+        "next-day",
+    )
 )
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
 TODAY = (datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
@@ -218,3 +234,47 @@ async def test_a_terminated_job_counts_with_all_that_it_reserved(temporal: Clien
                 break
             await asyncio.sleep(0.1)
     assert isinstance(answer, grpc.aio.AioRpcError)
+
+
+async def test_batches_without_a_budget_use_no_more_than_the_day_has(gateways: list[TenantGateway]) -> None:
+    """Two at two gateways lease what their lines need, and wait where the day has no more. Others get their share."""
+    stub, lines = gateways[0].of("tokens-batches"), long_lines(6, 20)
+    both = [batches_of(gateway, "tokens-batches") for gateway in gateways]
+    created = await asyncio.gather(*(create_batch(stubs, lines) for stubs in both))
+    async with asyncio.timeout(PATIENCE):
+        while sum(quota := await usage(stub)) <= LIMIT - 20:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert sum(quota) <= LIMIT
+    assert isinstance(await submit(stub, waiting(20)), grpc.aio.AioRpcError)
+    await asyncio.gather(*(stubs.cancel(status.batch_id) for stubs, status in zip(both, created, strict=True)))
+    ended = await asyncio.gather(*(stubs.end(status.batch_id) for stubs, status in zip(both, created, strict=True)))
+    spent = sum(status.usage.output_tokens for status in ended)
+    assert 0 < spent <= LIMIT
+    assert {status.state for status in ended} == {batch_pb2.BATCH_STATE_CANCELLED}
+    async with asyncio.timeout(PATIENCE):
+        while await usage(stub) != (spent, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_a_batch_goes_on_with_what_a_day_has(temporal: Client, gateway: TenantGateway) -> None:
+    """It succeeds to the token once there is room. An item that no day has room for ends its batch."""
+    await start_ledger(temporal, "tokens-next-day", day=TODAY, used_tokens=LIMIT - 30, **SOON)
+    stubs = batches_of(gateway, "tokens-next-day")
+    never = await stubs.end((await create_batch(stubs, long_lines(1, LIMIT + 1))).batch_id)
+    assert (never.state, never.usage.output_tokens) == (batch_pb2.BATCH_STATE_FAILED, 0)
+    assert errors.reason_of(never.error) == "QUOTA_EXCEEDED"
+    status = await stubs.end((await create_batch(stubs, long_lines(3, 10))).batch_id)
+    assert (status.state, status.usage.output_tokens) == (batch_pb2.BATCH_STATE_SUCCEEDED, 30)
+    assert await usage(gateway.of("tokens-next-day")) == (LIMIT, 0)
+
+
+def batches_of(gateway: TenantGateway, tenant: str) -> Stubs:
+    """Return the stubs by which a tenant creates batches."""
+    key = gateway.keys[tenant]
+    return Stubs(CallsAs(gateway.files, key), CallsAs(gateway.batches, key))
+
+
+def long_lines(count: int, tokens: int) -> list[dict[str, Any]]:
+    """Return lines whose answers have exactly so many tokens."""
+    line = {"model": "docstrings", "prompt": "Say it.", "params": {"max_tokens": tokens}}
+    return [{"request_id": f"{number}", **line} for number in range(count)]

@@ -458,6 +458,9 @@ def _list_rows() -> Iterator[Row]:
 
     yield from _filter_rows("List")
     yield from _filter_rows("DeleteJobs", user_id="u")
+    for what, value in {"no characters": "", **BAD_IDS}.items():
+        bad = llm_pb2.DeleteUserRequest(user_id=value).SerializeToString()
+        yield _row(f"user_id with {what}", bad, "user_id", rpc="DeleteUser")
     for model in _BAD_MODELS:
         bad = llm_pb2.ListWorkersRequest(model=model).SerializeToString()
         yield _row(f"model {model[:12]!r}", bad, "model", rpc="ListWorkers")

@@ -37,6 +37,7 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/GetQuota": 2,
     f"{SERVICE}/DeleteJob": 2,
     f"{SERVICE}/DeleteJobs": 1,
+    f"{SERVICE}/DeleteUser": 1,
     f"{SERVICE}/GetDeletion": 2,
     PATHS["CreateSchedule"]: 2,
     PATHS["GetSchedule"]: 2,

@@ -16,6 +16,8 @@ from temporalio.client import Client
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
@@ -33,6 +35,8 @@ class TenantGateway:
     stub: LlmServiceStub
     keys: Mapping[str, str]
     """The key of each tenant."""
+    files: Any
+    batches: Any
 
     def of(self, tenant: str) -> Any:
         """Return a stub whose calls are the tenant's."""
@@ -70,7 +74,13 @@ class Installation:
         await process.start()
         await process.wait_ready()
         async with grpc.aio.insecure_channel(self.stack.address(process.name)) as channel:
-            yield TenantGateway(process, LlmServiceStub(channel), self.keys)
+            yield TenantGateway(
+                process,
+                LlmServiceStub(channel),
+                self.keys,
+                FileServiceStub(channel),  # type: ignore[no-untyped-call]
+                BatchServiceStub(channel),  # type: ignore[no-untyped-call]
+            )
         if process.running:
             await process.terminate()
 

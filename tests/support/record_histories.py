@@ -103,7 +103,7 @@ async def counted(temporal: Client) -> str:
 
 
 async def deletions(stub: LlmServiceStub) -> dict[str, str]:
-    """Delete a job that runs, a job that has ended and all jobs of a user; return the ids of the workflows by name."""
+    """Delete a job that runs, one that has ended, all jobs of a user, all that one has; return the ids by name."""
     running, ended = new_job(params={"max_tokens": 8000}), new_job(params={"max_tokens": 2})
     ids = {}
     for name, job in {"deletion-running": running, "deletion-ended": ended}.items():
@@ -115,6 +115,10 @@ async def deletions(stub: LlmServiceStub) -> dict[str, str]:
     await stub.Submit(llm_pb2.SubmitRequest(job=job))
     started = await stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id))
     ids["deletion-of-many"] = (await until_ended(stub, started.deletion.deletion_id)).deletion_id
+    again = new_job(user_id=job.user_id, params={"max_tokens": 2})
+    await stub.Submit(llm_pb2.SubmitRequest(job=again))
+    whole = await stub.DeleteUser(llm_pb2.DeleteUserRequest(user_id=job.user_id))
+    ids["deletion-of-user"] = (await until_ended(stub, whole.deletion.deletion_id)).deletion_id
     return {**ids, "tombstone": tombstone}
 
 

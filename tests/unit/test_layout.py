@@ -166,6 +166,7 @@ NOT_OF_CALLS = {
     "ledgers.py",
     # The steps of a deletion that was recorded.
     "deletion_steps.py",
+    "owned_deletion.py",
     # A job that is settled tells who waits for it.
     "waiters.py",
     # The lease of a job that is watched.

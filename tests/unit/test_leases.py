@@ -53,6 +53,24 @@ def test_a_chunk_that_goes_on_has_what_it_has_used_and_what_it_needs() -> None:
     assert 995 < grant <= 10_000
 
 
+def test_a_batch_without_a_budget_leases_what_its_chunks_lack() -> None:
+    leases = Leases(common_pb2.Budget(), shares=2, leased_tokens=0)
+    assert leases.lease(0, GROUP, used(0), NOTHING) is None
+    assert leases.lacking == 1
+    leases.grow(100)
+    assert granted(leases.lease(0, GROUP, used(0), NOTHING)) == (50, False)
+    # It has used 40 and says that its next item may need 30.
+    leases.settle(0, used(40))
+    assert granted(leases.lease(1, GROUP, used(0), NOTHING)) == (30, False)
+    assert granted(leases.lease(0, GROUP, used(0), has_used(40, needed=70))) == (70, False)
+    # Nothing is left, and the chunk of another one does not wait for what others may return.
+    leases.settle(0, used(70))
+    assert leases.lease(0, GROUP, used(0), has_used(70, needed=100)) is None
+    assert leases.lacking == 30
+    leases.grow(30)
+    assert granted(leases.lease(0, GROUP, used(0), has_used(70, needed=100))) == (100, False)
+
+
 def test_the_last_one_has_all_that_is_left_once_nobody_else_runs() -> None:
     leases = Leases(common_pb2.Budget(output_tokens=1000), shares=2)
     assert granted(leases.lease(0, GROUP, used(0), NOTHING)) == (500, False)

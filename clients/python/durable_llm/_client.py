@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import os
-import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
 from durable_llm._model_calls import ModelCalls
 from durable_llm._pipelines import AsyncPipelines
+from durable_llm._requests import job_request, read_job
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm._schedules import AsyncSchedules
 from durable_llm._services import SERVICE_OF
@@ -49,7 +49,6 @@ _CHANNEL_OPTIONS: Final = (
     # A gateway restarts in seconds, so a connection that was refused is tried again soon.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
-_ROLES: Final = {"system": "ROLE_SYSTEM", "user": "ROLE_USER", "assistant": "ROLE_ASSISTANT"}
 
 
 @dataclass(frozen=True)
@@ -229,6 +228,12 @@ class AsyncClient(ModelCalls):
         response: llm_pb2.DeleteJobsResponse = await self._stub.unary("DeleteJobs", request)
         return await self._stub.deletion(response.deletion)
 
+    async def delete_user(self, user_id: str) -> llm_pb2.Deletion:
+        """Delete all that a user has; return the deletion once it has ended. Like delete_jobs()."""
+        request = llm_pb2.DeleteUserRequest(user_id=user_id)
+        response: llm_pb2.DeleteUserResponse = await self._stub.unary("DeleteUser", request)
+        return await self._stub.deletion(response.deletion)
+
 
 class MapWindow:
     """The jobs of one `map` that run at the same time."""
@@ -270,41 +275,3 @@ class MapWindow:
             return Outcome(index, job, await job.result(), None)
         except DurableLLMError as error:
             return Outcome(index, job, None, error)
-
-
-def read_job(job: llm_pb2.JobRequest | Mapping[str, Any]) -> llm_pb2.JobRequest | InvalidRequest:
-    """Return a job of `map` as a JobRequest; the InvalidRequest of the service if the fields make no JobRequest."""
-    if isinstance(job, llm_pb2.JobRequest):
-        return job
-    try:
-        return job_request(None, dict(job))
-    except (TypeError, ValueError) as error:
-        invalid = InvalidRequest(f"this is no JobRequest: {error}", grpc.StatusCode.INVALID_ARGUMENT)
-        invalid.__cause__ = error
-        return invalid
-
-
-def job_request(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> llm_pb2.JobRequest:
-    """Return the job with the fields in addition and with a request_id. Raises ValueError or TypeError like submit."""
-    values = dict(fields)
-    if messages := values.get("messages"):
-        values["messages"] = [chat_message(message) for message in messages]
-    request = llm_pb2.JobRequest(**values)
-    if job is not None:
-        base = llm_pb2.JobRequest()
-        base.CopyFrom(job)
-        base.MergeFrom(request)
-        request = base
-    if not request.request_id:
-        request.request_id = uuid.uuid4().hex
-    return request
-
-
-def chat_message(message: Any) -> llm_pb2.ChatMessage:
-    """Return a message of a job from one, or from a dict in OpenAI's form. Raises ValueError or TypeError."""
-    if isinstance(message, Mapping):
-        role = message.get("role")
-        return llm_pb2.ChatMessage(**{**message, **({"role": _ROLES[role]} if role in _ROLES else {})})
-    if not isinstance(message, llm_pb2.ChatMessage):
-        raise TypeError(f"a message is a ChatMessage or a dict, not {type(message).__name__}")
-    return message

@@ -18,10 +18,9 @@ from durable_llm._client import (
     ChannelOptions,
     MapWindow,
     Outcome,
-    job_request,
-    read_job,
 )
 from durable_llm._job import AsyncJob, Piece
+from durable_llm._requests import job_request, read_job
 from durable_llm._sync_batches import Batches
 from durable_llm._sync_call import Call
 from durable_llm._sync_files import Files
@@ -170,6 +169,10 @@ class Client:
     def delete_jobs(self, user_id: str, **filters: Any) -> llm_pb2.Deletion:
         """See AsyncClient.delete_jobs."""
         return self._loop.run(self._client.delete_jobs(user_id, **filters))
+
+    def delete_user(self, user_id: str) -> llm_pb2.Deletion:
+        """See AsyncClient.delete_user."""
+        return self._loop.run(self._client.delete_user(user_id))
 
 
 class Job:

@@ -72,6 +72,10 @@ class BatchReader:
             raise batch_not_found(batch_id)
         return found
 
+    async def was_deleted(self, batch_id: str) -> bool:
+        """Return whether a deletion keeps the id. Raises RPCError."""
+        return await self._runs.was_deleted(batch_id)
+
     async def status(self, caller: Caller, batch_id: str) -> batch_pb2.BatchStatus:
         """Return the status of a batch. Raises like view()."""
         return (await self.view(caller, batch_id)).record.status

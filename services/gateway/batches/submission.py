@@ -23,7 +23,7 @@ from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.batches.reader import BatchReader
 from services.gateway.effects import Effects
-from services.gateway.errors import ApiError, batch_key_reused, invalid
+from services.gateway.errors import ApiError, batch_key_reused, invalid, work_deleted
 from services.gateway.files.reader import FileReader
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
@@ -61,8 +61,9 @@ class BatchSubmission:
         """Start a batch, or return the equal one that was started under its key. Its request has passed the rules.
 
         Raises ApiError NOT_FOUND for an input that is no file of the caller's, ALREADY_EXISTS for a key that belongs to
-        another batch, RESOURCE_EXHAUSTED beyond the quota of open jobs; RPCError, KeysUnavailable, AuditUnavailable.
-        `waiter` is the id of a workflow that gets the signal JobSettled when the batch is about to end.
+        another batch or a deleted one, RESOURCE_EXHAUSTED beyond the quota of open jobs; RPCError, KeysUnavailable,
+        AuditUnavailable. `waiter` is the id of a workflow that gets the signal JobSettled when the batch is about to
+        end.
         """
         batch, traceparent = request.batch, current_traceparent()
         id_ = batch_workflow_id(batch.user_id, batch.request_id, caller.tenant)
@@ -75,9 +76,11 @@ class BatchSubmission:
         now.GetCurrentTime()
         chosen = batch_options(self._settings, batch, now, sorted(caller.scopes))
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
+        if not batch.budget.output_tokens and (a_day := self._open_jobs.tokens_a_day(caller.tenant)) is not None:
+            chosen.leased_a_day = a_day
         chosen.delivery.CopyFrom(delivery_options(self._settings))
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
-        # What a batch without a budget will use is not known. It counts when the batch ends.
+        # What a batch without a budget will use is not known. It leases what its chunks need.
         last_check = await self._open_jobs.admit(caller.tenant, id_, batch.budget.output_tokens)
         try:
             await self._effects.start(
@@ -94,7 +97,11 @@ class BatchSubmission:
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
             if (found := await self._found(caller, id_, batch)) is None:
-                raise
+                if not await self._reader.was_deleted(id_):
+                    raise
+                if chosen.ledger:
+                    await self._open_jobs.release(caller.tenant, id_)
+                raise work_deleted("batch", batch.user_id, batch.request_id) from None
             if chosen.ledger and found.state in batches.FINAL_STATES:
                 await self._open_jobs.release(caller.tenant, id_)
             return found

@@ -11,6 +11,8 @@ from typing import Final
 
 from temporalio.client import WorkflowExecutionStatus
 
+from batches.objects import folder_of
+from jobs.ids import is_batch, tenant_of
 from llm_pb import common_pb2, file_pb2, internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -20,7 +22,7 @@ from services.gateway.job_reader import JobReader
 from services.gateway.job_record import user_of
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
-from store.outputs import OutputObject, find_output, outputs_before, remove_outputs
+from store.outputs import OutputObject, find_output, outputs_before, remove_all, remove_outputs
 from store.store import Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class JobOutputs:
 
 
 class OutputPart:
-    """The files of a job, as a part of it: see services.gateway.job_parts."""
+    """The files of a job, or the objects of a batch, as a part of it: see services.gateway.job_parts."""
 
     name: Final = llm_pb2.JOB_PART_OUTPUT
 
@@ -75,7 +77,10 @@ class OutputPart:
     async def remove(self, job: internal_pb2.JobRemains) -> bool:
         """See JobPart. An object that an attempt writes even later is swept."""
         try:
-            await remove_outputs(self._store, job.workflow_id)
+            if is_batch(job.workflow_id):
+                await remove_all(self._store, folder_of(job.workflow_id, tenant_of(job.workflow_id)))
+            else:
+                await remove_outputs(self._store, job.workflow_id)
         except StoreUnavailable as error:
             _log.warning("the output of %s cannot be removed yet: %s", job.workflow_id, error)
             return False

@@ -47,8 +47,7 @@ class PipelineReader:
 
     async def was_deleted(self, pipeline_id: str) -> bool:
         """Return whether a deletion keeps the id. Raises RPCError."""
-        found = await self._runs.describe(pipeline_id)
-        return found is not None and found.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
+        return await self._runs.was_deleted(pipeline_id)
 
     async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
         """Return a pipeline as it is now. Raises like describe() and record_of()."""

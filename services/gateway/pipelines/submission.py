@@ -29,9 +29,9 @@ from services.gateway.effects import Effects
 from services.gateway.errors import (
     ApiError,
     answer_refused,
-    pipeline_deleted,
     pipeline_key_reused,
     temporal_unavailable,
+    work_deleted,
 )
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
@@ -123,7 +123,7 @@ class PipelineSubmission:
                     raise
                 if chosen.ledger:
                     await self._open_jobs.release(caller.tenant, id_)
-                raise pipeline_deleted(pipeline.user_id, pipeline.request_id) from None
+                raise work_deleted("pipeline", pipeline.user_id, pipeline.request_id) from None
             if chosen.ledger and found.state in FINAL_STATES:
                 await self._open_jobs.release(caller.tenant, id_)
             return found

@@ -28,7 +28,7 @@ def job_for(
     **fields: Any,
 ) -> "JobRequest":
     """Return a job with the defaults of the profile. Raises a usage error."""
-    from durable_llm._client import job_request
+    from durable_llm._requests import job_request
 
     settings = connection.settings
     model = model or settings.get("model")
@@ -70,7 +70,7 @@ def content_of(prompt: str | None, file: str | None, messages: str | None) -> di
 
 def read_messages(path: str) -> list[dict[str, str]]:
     """Return the messages in a file: a JSON list in OpenAI's form. Raises a usage error."""
-    from durable_llm._client import chat_message
+    from durable_llm._requests import chat_message
 
     try:
         messages = json.loads(read_text(path, "--messages"))

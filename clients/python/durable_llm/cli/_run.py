@@ -19,6 +19,7 @@ _COMMANDS = (
     _manage.get,
     _manage.cancel,
     _manage.delete,
+    _manage.delete_user,
     _manage.deliveries,
     _manage.redeliver,
     _schedules.schedules,

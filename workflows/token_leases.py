@@ -1,0 +1,59 @@
+"""The output tokens that a batch without a budget leases from the ledger of its tenant: see workflows.llm_ledger."""
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Final
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import batches
+    from llm_pb import internal_pb2
+
+from workflows import activities
+from workflows.running_chunks import STEP_RETRIES, STEP_TIMEOUT, RunningChunk
+
+_DEFAULT_TOKENS: Final = 256
+"""Output tokens of an item of whose size nothing is known."""
+_FIRST_PAUSE: Final = timedelta(seconds=5)
+"""Pause after the first question to a ledger that has no tokens left. It doubles."""
+_MAX_PAUSE: Final = timedelta(minutes=5)
+"""Maximum pause between two questions to it."""
+
+
+def lease_request(
+    batch_id: str,
+    run: internal_pb2.BatchRun,
+    lacking: int,
+    begun: Collection[RunningChunk],
+    next_: Sequence[batches.Chunk],
+) -> internal_pb2.LeaseRequest:
+    """Return what a batch asks its ledger for.
+
+    `lacking` is what one of its chunks needs, `begun` the chunks that run or wait, `next_` those that are to run next.
+    """
+    waiting = [*(running.chunk for running in begun if running.handle is None), *next_]
+    used = run.progress.usage.output_tokens + sum(running.result.usage.output_tokens for running in begun)
+    wanted = sum(chunk.items * (chunk.group.default_max_tokens or _DEFAULT_TOKENS) for chunk in waiting)
+    return internal_pb2.LeaseRequest(
+        workflow_id=batch_id,
+        used_tokens=used,
+        held_tokens=max(run.progress.leased_tokens - used, 0),
+        least_tokens=lacking,
+        wanted_tokens=lacking + wanted,
+        output_tokens_limit=run.options.leased_a_day,
+        alone=all(running.handle is None for running in begun),
+    )
+
+
+async def leased(request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
+    """Ask the ledger for output tokens until it has some, or says that it never will have."""
+    pause = _FIRST_PAUSE
+    while True:
+        answer = await workflow.execute_activity(
+            activities.lease_tokens, request, start_to_close_timeout=STEP_TIMEOUT, retry_policy=STEP_RETRIES
+        )
+        if answer.leased_tokens or answer.never:
+            return answer
+        await workflow.sleep(pause)
+        pause = min(2 * pause, _MAX_PAUSE)
