@@ -1265,7 +1265,9 @@ Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
 
 @_typing.final
 class LeaseRequest(_message.Message):
-    """Input of the update Lease of LLMLedgerWorkflow, and of the activity LeaseTokens: a batch needs further output tokens."""
+    """Input of the update Lease of LLMLedgerWorkflow, and of the activity LeaseTokens: a batch or pipeline, which is called a batch
+    here, needs further output tokens.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3170,10 +3172,13 @@ class PipelineOptions(_message.Message):
     RESUMED_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     DEFAULTS_WITHIN_FIELD_NUMBER: _builtins.int
+    LEASED_A_DAY_FIELD_NUMBER: _builtins.int
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
     resumed: _builtins.bool
     """Whether an earlier run of the pipeline has failed: jobs of its steps that have succeeded are not run again."""
+    leased_a_day: _builtins.int
+    """As BatchOptions.leased_a_day: the jobs of its steps run on what it leases."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the pipeline was accepted."""
@@ -3216,12 +3221,15 @@ class PipelineOptions(_message.Message):
         resumed: _builtins.bool = ...,
         delivery: Global___JobOptions | None = ...,
         defaults_within: _abc.Iterable[_pipeline_pb2.PipelineRequest] | None = ...,
+        leased_a_day: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day", "create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "leased_a_day", b"leased_a_day", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "defaults_within", b"defaults_within", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day", "create_time", b"create_time", "defaults", b"defaults", "defaults_within", b"defaults_within", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "leased_a_day", b"leased_a_day", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__leased_a_day: _TypeAlias = _typing.Literal["leased_a_day"]  # noqa: Y015
+    _WhichOneofArgType__leased_a_day: _TypeAlias = _typing.Literal["_leased_a_day", b"_leased_a_day"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leased_a_day) -> _WhichOneofReturnType__leased_a_day | None: ...
 
 Global___PipelineOptions: _TypeAlias = PipelineOptions  # noqa: Y015
 

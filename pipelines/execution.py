@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError, ChildWorkflowError, is_cance
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names, options
+    from jobs.costs import reserved_tokens
     from jobs.ids import MAX_JOB_ID
     from jobs.pipelines import (
         BUDGET_SPENT,
@@ -33,6 +34,8 @@ with workflow.unsafe.imports_passed_through():
 from pipelines.history import HistoryRoom
 from pipelines.left import left_by
 from pipelines.metrics import record_step
+from pipelines.step import Step
+from pipelines.token_leases import TokenLeases
 from pipelines.tree import Tree
 from workflows import activities
 
@@ -44,15 +47,6 @@ _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
 )
 """Retries of a step that is no job."""
-
-
-class Step:
-    """A step while it runs."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.usage = common_pb2.Usage()
-        """What the step has used. It counts when the step ends."""
 
 
 class Execution:
@@ -73,6 +67,9 @@ class Execution:
         self.room = HistoryRoom()
         self.recalled_tokens = 0
         """Output tokens that an earlier run has used, and that have counted for quotas when it ended."""
+        self.leases = TokenLeases(
+            self.id, run.options, lambda: self.status.root.usage.output_tokens - self.recalled_tokens
+        )
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
@@ -137,6 +134,7 @@ class Execution:
         del self.open[step.path]
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         record_step(self.pipeline, state)
+        self.leases.release(step.path)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
     async def run_job(
@@ -161,6 +159,8 @@ class Execution:
         chosen = await workflow.execute_local_activity(
             activities.admit_step, job, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
         )
+        if not self.compensating:
+            await self.leases.take(step.path, reserved_tokens(job, chosen.default_max_tokens))
         start = job_start(
             job,
             chosen,

@@ -15,7 +15,8 @@ with workflow.unsafe.imports_passed_through():
     from jobs.search import attributes_of
     from llm_pb import batch_pb2, internal_pb2, pipeline_pb2
 
-from pipelines.execution import ADMISSION, Execution, Step
+from pipelines.execution import ADMISSION, Execution
+from pipelines.step import Step
 from workflows import activities
 
 _C = TypeVar("_C", batch_pb2.BatchStatus, pipeline_pb2.PipelineResult)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import Int32Value
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -18,6 +19,10 @@ from tests.support.batches import create as create_batch
 from tests.support.credentials import CallsAs
 from tests.support.jobs import details_of, new_job, run_job, watch
 from tests.support.ledgers import start_ledger
+from tests.support.pipelines import cancel as cancel_pipeline
+from tests.support.pipelines import get as get_pipeline
+from tests.support.pipelines import new_pipeline
+from tests.support.pipelines import submit as submit_pipeline
 from tests.support.quotas import PATIENCE, Installation, TenantGateway, closed, end, queued_job, race, submit
 
 LIMIT = 100
@@ -37,6 +42,7 @@ TENANTS = tuple(
         "repeated",
         "batches",
         "next-day",
+        "steps",
     )
 )
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
@@ -266,6 +272,23 @@ async def test_a_batch_goes_on_with_what_a_day_has(temporal: Client, gateway: Te
     status = await stubs.end((await create_batch(stubs, long_lines(3, 10))).batch_id)
     assert (status.state, status.usage.output_tokens) == (batch_pb2.BATCH_STATE_SUCCEEDED, 30)
     assert await usage(gateway.of("tokens-next-day")) == (LIMIT, 0)
+
+
+async def test_the_steps_of_a_pipeline_wait_where_the_day_has_no_more(gateway: TenantGateway) -> None:
+    """Each leases the most that its job may generate. They use what there is, and no more."""
+    stub = gateway.of("tokens-steps")
+    pipelines = CallsAs(gateway.pipelines, gateway.keys["tokens-steps"])
+    id_ = (await submit_pipeline(pipelines, new_pipeline("spending", Int32Value(value=20)))).pipeline_id
+    async with asyncio.timeout(PATIENCE):
+        while await usage(stub) != (LIMIT // 8 * 8, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert isinstance(await submit(stub, waiting(8)), grpc.aio.AioRpcError)
+    await cancel_pipeline(pipelines, id_)
+    async with asyncio.timeout(PATIENCE):
+        while (await get_pipeline(pipelines, id_)).status.state != llm_pb2.JOB_STATE_CANCELLED:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        while await usage(stub) != (LIMIT // 8 * 8, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 def batches_of(gateway: TenantGateway, tenant: str) -> Stubs:

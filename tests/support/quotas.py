@@ -19,6 +19,7 @@ from llm_pb import llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.jobs import details_of, new_job
@@ -37,6 +38,7 @@ class TenantGateway:
     """The key of each tenant."""
     files: Any
     batches: Any
+    pipelines: Any
 
     def of(self, tenant: str) -> Any:
         """Return a stub whose calls are the tenant's."""
@@ -80,6 +82,7 @@ class Installation:
                 self.keys,
                 FileServiceStub(channel),  # type: ignore[no-untyped-call]
                 BatchServiceStub(channel),  # type: ignore[no-untyped-call]
+                PipelineServiceStub(channel),  # type: ignore[no-untyped-call]
             )
         if process.running:
             await process.terminate()

@@ -96,7 +96,7 @@ class PipelineSubmission:
         chosen = self._options(caller, pipeline, hash_)
         chosen.resumed = resumed
         reuse = WorkflowIDReusePolicy
-        # What a pipeline without a budget will use is not known. It counts when the pipeline ends.
+        # What a pipeline without a budget will use is not known. It leases what its steps need.
         last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
         try:
@@ -241,6 +241,8 @@ class PipelineSubmission:
             defaults=settings.pipeline_defaults.of(pipeline),
             defaults_within=settings.pipeline_defaults.all(),
         )
+        if not pipeline.budget.output_tokens and (a_day := self._open_jobs.tokens_a_day(caller.tenant)) is not None:
+            chosen.leased_a_day = a_day
         within = _within(pipeline, settings)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
         if hash_ is not None:
