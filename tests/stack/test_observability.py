@@ -187,7 +187,7 @@ async def running_prometheus(
         )
     running = Prometheus(address)
     try:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             while not await _has_scraped_twice(running, len(jobs)):
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.2)

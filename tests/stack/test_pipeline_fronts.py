@@ -174,5 +174,8 @@ async def test_the_console_shows_a_result_and_cancels(http: httpx.AsyncClient, p
     value = StringValue()
     (await get(pipelines, done)).result.value.Unpack(value)
     assert text_in((await http.get(f"/console/pipelines/{done}")).text, "result-text") == value.value
+    spent = (await submit(pipelines, new_pipeline("spending", Int32Value(value=1)))).pipeline_id
+    await follow(pipelines, spent)
+    assert "1 of 1 · 8 tokens · " in (await http.get(f"/console/pipelines/{spent}")).text
     page = await until(http, f"/console/pipelines/{broken}", lambda page: "state-failed" in page)
     assert "<code>PROGRAM_ERROR</code>" in page

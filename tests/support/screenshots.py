@@ -87,7 +87,7 @@ async def take() -> None:
 
 async def _refined(stack: Stack) -> str:
     """Return the id of a pipeline that has refined an article."""
-    spec = pipeline_pb2.RefineSpec(topic="the length of a list", models={"write": "docstrings"}, max_rounds=2)
+    spec = pipeline_pb2.RefineSpec(topic="the length of a list", models={"write": "docstrings"}, max_rounds=1)
     for name in ("write", "critique", "check", "edit"):
         spec.step_timeouts[name].seconds = 600
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
