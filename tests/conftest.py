@@ -21,8 +21,9 @@ from tests.support.pipelines import WITH_PIPELINES
 from tests.support.receivers import Receiver, receiving
 from tests.support.stacks import stack_settings
 
-# Each of several processes would give torch a thread for every core, and the threads would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of several processes would give torch a thread for every core, and the threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine makes an example slow. That says nothing of the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # That of `make check`. All other runs try more examples.
