@@ -18,7 +18,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2, llm_pb2_grpc, pipeline_pb2
+from llm_pb import llm_pb2, llm_pb2_grpc
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
@@ -72,30 +72,14 @@ async def take() -> None:
             for name, value in params.items():
                 setattr(job.params, name, value)
             seen = await run_job(stub, job)
-        article = await _refined(stack)
         base = f"http://{stack.address('http')}"
         async with running_browser() as browser, new_page(browser, base, [], viewport=SIZE) as page:
             await page.goto(f"/console/jobs/{seen.final.status.workflow_id}")
             await page.screenshot(path=FOLDER / "console-job.png")
-            await page.goto(f"/console/pipelines/{article}")
-            await page.screenshot(path=FOLDER / "console-pipeline.png", full_page=True)
             await page.emulate_media(color_scheme="dark")
             await page.goto("/console/")
             await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
             await page.screenshot(path=FOLDER / "console-list.png")
-
-
-async def _refined(stack: Stack) -> str:
-    """Return the id of a pipeline that has refined an article."""
-    spec = pipeline_pb2.RefineSpec(topic="the length of a list", models={"write": "docstrings"}, max_rounds=1)
-    for name in ("write", "critique", "check", "edit"):
-        spec.step_timeouts[name].seconds = 600
-    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
-        stub = PipelineServiceStub(channel)
-        request = pipeline_pb2.PipelineRequest(user_id="alice", request_id="article", refine=spec)
-        id_ = (await submit_pipeline(stub, request)).pipeline_id
-        await follow(stub, id_, patience=1200)
-    return id_
 
 
 async def take_all(folder: Path) -> None:
