@@ -222,6 +222,8 @@ PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
 PATCH_PACED: Final = "paces-by-timers"
 # A pipeline asks what a step has used that was cancelled or ran out of time.
 PATCH_LEFT_USAGE: Final = "asks-what-is-left"
+# Only so many steps of a pipeline begin in one workflow task.
+PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 

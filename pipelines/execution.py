@@ -100,6 +100,7 @@ class Execution:
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
+        await self.room.turn()
         self._begin(path, kind)
         step = Step(path)
         async with failing_as(path):

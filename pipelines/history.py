@@ -14,11 +14,14 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from google.rpc import code_pb2
 
+    from jobs import names
     from jobs.pipelines import HISTORY_FULL, MAX_HISTORY_BYTES, failure
     from pipelines.errors import StepFailed
 
 _MAX_TASK_BYTES: Final = 2 * 1024 * 1024
 """Size of what one workflow task asks for together, about. Temporal refuses a message of more than 4 MB."""
+_MAX_TASK_STEPS: Final = 200
+"""Maximum number of steps that begin in one workflow task."""
 _NEXT_TASK: Final = timedelta(milliseconds=1)
 
 
@@ -29,6 +32,21 @@ class HistoryRoom:
         self._lock = asyncio.Lock()
         self._since_timer = 0
         self._total = 0
+        self._turns = asyncio.Lock()
+        self._begun = 0
+
+    async def turn(self) -> None:
+        """Wait until a step may begin: only so many begin in one workflow task.
+
+        The SDK takes a workflow task that needs more than 2 s for a deadlock, and gives the workflow up.
+        """
+        if self._begun >= _MAX_TASK_STEPS and workflow.patched(names.PATCH_STEP_TURNS):
+            async with self._turns:
+                if self._begun >= _MAX_TASK_STEPS:
+                    # A timer ends the task.
+                    await workflow.sleep(_NEXT_TASK)
+                    self._begun = 0
+        self._begun += 1
 
     async def take(self, value: object) -> None:
         """Count what a step is called with. Wait until it has room in a workflow task.

@@ -1,13 +1,14 @@
 """Pipelines whose code is broken: each ends, with its error, and the gateway goes on."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.wrappers_pb2 import StringValue
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -16,7 +17,7 @@ from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import bad_fields
-from tests.support.pipelines import Followed, cancel, follow, new_pipeline, submit
+from tests.support.pipelines import Followed, answer, cancel, follow, new_pipeline, submit
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,42 @@ async def test_a_model_that_is_not_served_is_refused_at_once(pipelines: Any) -> 
     request.refine.models.update(critique="structured")
     request.budget.cost_micros = 1000
     assert await bad_fields(submit(pipelines, request)) == {"pipeline.budget.cost_micros"}
+
+
+async def test_hundreds_of_steps_that_begin_at_once_are_split_among_workflow_tasks(
+    pipelines: Any, temporal: Client
+) -> None:
+    """A task that takes 2 s is a deadlock for the SDK: 1,500 steps in one ended a busy gateway's pipeline for good."""
+    seen = await follow(pipelines, (await submit(pipelines, new_pipeline("wide", Int32Value(value=450)))).pipeline_id)
+    made = Int32Value()
+    assert seen.result is not None, seen.status.root.error
+    assert seen.result.value.Unpack(made)
+    assert (made.value, seen.status.root.counts.failed) == (450, 450)
+    history = await temporal.get_workflow_handle(seen.status.pipeline_id).fetch_history()
+    timers = [event for event in history.events if event.HasField("timer_fired_event_attributes")]
+    markers = Counter(
+        event.marker_recorded_event_attributes.workflow_task_completed_event_id
+        for event in history.events
+        if event.HasField("marker_recorded_event_attributes")
+    )
+    assert len(timers) >= 2
+    # The tree is published as well.
+    assert max(markers.values()) < 250
+
+
+async def test_of_ten_answers_at_once_one_counts(pipelines: Any) -> None:
+    id_ = (await submit(pipelines, new_pipeline("careful", StringValue(value="x")))).pipeline_id
+    path = "review/approve"
+    await follow(pipelines, id_, until=lambda seen: path in seen.steps)
+    given = [answer(pipelines, id_, path, f"answer-{number}", approved=False) for number in range(10)]
+    answers = await asyncio.gather(*given, return_exceptions=True)
+    taken = [number for number, one in enumerate(answers) if not isinstance(one, BaseException)]
+    refused = {one.code() for one in answers if isinstance(one, grpc.aio.AioRpcError)}
+    # The pipeline ends with the answer. A busy worker may not tell its steps just then.
+    assert len(taken) == 1
+    assert refused <= {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.UNAVAILABLE}
+    again = await answer(pipelines, id_, path, f"answer-{taken[0]}", approved=False)
+    assert again.summary_json == '{"approved": false}'
 
 
 async def test_temporal_ends_a_pipeline_that_nothing_else_ends(pipelines: Any, temporal: Client) -> None:

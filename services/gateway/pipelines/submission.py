@@ -153,7 +153,7 @@ class PipelineSubmission:
         """Answer a step and return it.
 
         Raises ApiError NOT_FOUND, FAILED_PRECONDITION for a step that waits for no answer, ALREADY_EXISTS for one that
-        has got another; RPCError, AuditUnavailable.
+        has got another, UNAVAILABLE for an ended pipeline whose steps cannot be read; RPCError, AuditUnavailable.
         """
         description = await self._reader.describe(caller, request.pipeline_id)
         await link_call(description)
@@ -207,6 +207,9 @@ class PipelineSubmission:
         """Return a step of a pipeline that has ended, if it got this answer before."""
         record = await self._reader.read(caller, request.pipeline_id)
         node = next((node for node in record.nodes if node.step.path == request.path), None)
+        if not record.nodes and record.status.root.counts.total:
+            # The code of then did not answer. Nobody knows its steps now.
+            raise temporal_unavailable("the steps of the pipeline cannot be read; call again")
         if node is None:
             raise answer_refused(names.STEP_NOT_FOUND, f"there is no step {request.path!r}")
         if node.answer_id == request.answer_id:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from google.protobuf.wrappers_pb2 import StringValue
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from pipelines import Pipeline, StepFailed, pipeline
 
@@ -26,6 +26,20 @@ async def raising(llm: Pipeline, what: StringValue) -> StringValue:
 
     await llm.map("parts", [name], fail)
     return what
+
+
+@pipeline("wide", Int32Value, Int32Value)
+async def wide(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Begin so many steps at the same time, which are refused."""
+
+    async def ask(part: Pipeline, _: int) -> int:
+        try:
+            await part.generate("ask", model="no-such-model", prompt="x")
+        except StepFailed:
+            return 1
+        return 0
+
+    return Int32Value(value=sum(await llm.map("parts", range(count.value), ask, limit=count.value)))
 
 
 @pipeline("leaving", StringValue, StringValue)
