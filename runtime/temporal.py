@@ -40,6 +40,9 @@ _KEEP_ALIVE: Final = KeepAliveConfig(interval_millis=12_000, timeout_millis=8_00
 """Pings by which a connection is given up that has died without a word. By default the SDK needs 45 s, longer than a
 worker's heartbeats may stay away. Temporal ends connections with pings more often than every 10 s
 (`frontend.keepAliveMinTime`)."""
+_TCP_TIMEOUT: Final = timedelta(seconds=5)
+"""Maximum time of one try to open a connection. The system repeats the first packet less and less often, after a minute
+without a network once a minute."""
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
 
@@ -119,6 +122,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
                     plugins=plugins,
                     runtime=runtime,
                     keep_alive_config=_KEEP_ALIVE,
+                    connect_timeout=_TCP_TIMEOUT,
                     grpc_compression=_COMPRESSIONS[settings.grpc_compression],
                 )
         except (OSError, RuntimeError) as error:
