@@ -15,6 +15,7 @@ import pytest
 from jobs.errors import BudgetSpent, EngineDead, InvalidJob, PromptTooLong, UnsupportedParams
 from llm_pb import common_pb2, llm_pb2
 from services.gpu_worker.engines.engine import IDLE, Engine, EngineConfig, Generation, Output, create_engine
+from tests.support.engines import vllm_options
 from tests.support.paths import ROOT
 
 MODEL = str(ROOT / "models" / "docstrings")
@@ -30,11 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # Prefill in small pieces, so that a long prompt takes many steps.
     "torch": {"context_tokens": CONTEXT, "prefill_tokens": 16, "device": "cpu", "threads": 1},
     # The small model would fill JSON with white space.
-    "vllm": {
-        "max_model_len": CONTEXT,
-        "dtype": "float32",
-        "structured_outputs_config": {"disable_any_whitespace": True},
-    },
+    "vllm": vllm_options(
+        max_model_len=CONTEXT, dtype="float32", structured_outputs_config={"disable_any_whitespace": True}
+    ),
 }
 NAMES = [
     "simulated",

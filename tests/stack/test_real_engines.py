@@ -16,6 +16,7 @@ from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
 from services.gateway.model_settings import EMBEDDED_MODEL
 from tests.support.credentials import CallsAs, KeyFile
+from tests.support.engines import vllm_variable
 from tests.support.jobs import assert_not_tried_again, new_job, run_job, unpack, until_output, watch
 from tests.support.pipelines import follow, submit
 from tests.support.scrapes import scrape, scrape_until
@@ -40,6 +41,8 @@ async def real_stack(engine: str, tmp_path_factory: pytest.TempPathFactory) -> A
         "gateway": {"GATEWAY_MODELS": json.dumps(models)},
         "gpu-worker": {"GPU_WORKER_REPORT_INTERVAL": "PT0.5S"},
     }
+    if engine == "vllm":
+        environment["gpu-worker"]["GPU_WORKER_ENGINE_OPTIONS"] = vllm_variable()
     async with Stack(settings, only=only, environment=environment) as stack:
         yield stack
 

@@ -16,6 +16,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.engines import vllm_variable
 from tests.support.jobs import Seen, new_job, run_job, unpack, until_message, until_output, watch
 from tests.support.scrapes import scrape
 from tests.support.stacks import FAST, stack_settings
@@ -256,7 +257,7 @@ async def test_a_budget_is_exact_across_a_pause(installation: Stack, client: Llm
         assert result.output.encode() == seen.output
 
 
-OF_ENGINE = {"torch": '{"threads": 1}', "vllm": "{}"}
+OF_ENGINE = {"torch": '{"threads": 1}', "vllm": vllm_variable()}
 
 
 @pytest.mark.parametrize(

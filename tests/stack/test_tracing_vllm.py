@@ -9,6 +9,7 @@ import pytest
 
 from deploy.local.stack import Stack
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.engines import vllm_variable
 from tests.support.otlp import Collector
 from tests.support.stacks import FAST, stack_settings
 from tests.support.traced_run import MARKER, CallingClient, words
@@ -20,7 +21,7 @@ async def test_vllms_span_lies_below_the_generation_and_its_log_is_the_workers(t
     pytest.importorskip("vllm")
     kinds = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     async with Collector() as collector:
-        options = json.dumps({"otlp_traces_endpoint": f"http://{collector.address}"})
+        options = vllm_variable(otlp_traces_endpoint=f"http://{collector.address}")
         worker = {**collector.environment, "GPU_WORKER_ENGINE_OPTIONS": options}
         environment = {**FAST, "gateway": FAST["gateway"] | collector.environment, "gpu-worker": worker}
         stack = Stack(stack_settings(tmp_path, engine="vllm"), only=kinds, environment=environment)
