@@ -197,9 +197,13 @@ bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and wr
 	$(DEV)/bin/python -m bench --vllm-python $(VLLM)/bin/python
 
 .PHONY: bench-gpu
-bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (BENCH_MODEL=Qwen/Qwen3-0.6B: with that model)
-	$(GPU)/bin/python -m bench.throughput $(if $(BENCH_MODEL),--model-path $(BENCH_MODEL),--layers Llama-3.1-8B)
-	$(GPU)/bin/python -m bench.first_token --engine vllm --model-path $(or $(BENCH_MODEL),models/docstrings)
+bench-gpu: $(GPU)/.installed ## Measure vLLM on this machine's GPU and write bench/RESULTS-GPU.md (BENCH_MODEL=Qwen/Qwen3-0.6B: only print, with that model)
+ifdef BENCH_MODEL
+	$(GPU)/bin/python -m bench.throughput --model-path $(BENCH_MODEL)
+	$(GPU)/bin/python -m bench.first_token --engine vllm --model-path $(BENCH_MODEL)
+else
+	$(GPU)/bin/python -m bench --gpu
+endif
 
 .PHONY: wheel
 wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, which the images install

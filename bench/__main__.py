@@ -1,10 +1,13 @@
 """Runs the scripts of this folder one after another, and writes their results into RESULTS.md.
 
     python -m bench [--quick] [--vllm-python PATH] [--only NAME ...]
+    python -m bench --gpu [--quick] [--only NAME ...]
 
 PATH is the Python of an environment that has vLLM. With it, the scripts that have vLLM among their peers run in that
 environment. Without it, throughput is left out and the others lack that peer. results.jsonl keeps the last result of
 each script, so that a single script can be run again.
+
+With --gpu the scripts that say something about a GPU run, in this environment, and RESULTS-GPU.md is written.
 """
 
 import argparse
@@ -29,6 +32,7 @@ IN_ONE_PROCESS: Final = (
     '{"distributed_executor_backend":"vllm.v1.executor.uniproc_executor.UniProcExecutor"}',
 )
 """The profile for a CPU with few cores: see docs/operate.md."""
+LLAMA: Final = ("--layers", "Llama-3.1-8B")
 
 RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("first_token", False, PLAIN),
@@ -58,6 +62,12 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("idle_memory", False, PLAIN),
 )
 """Each script, whether it can use vLLM, and its arguments."""
+GPU_RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
+    ("throughput", True, LLAMA),
+    ("throughput", True, (*LLAMA, *TOKENS_BY_TEN)),
+    ("first_token", True, VLLM_TOO),
+)
+"""The same, of those that run on a GPU."""
 NEEDS_VLLM: Final = {("first_token", VLLM_TOO), *(run[::2] for run in RUNS if run[0].endswith("throughput"))}
 
 
@@ -72,11 +82,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only check that the scripts run; RESULTS.md stays")
     parser.add_argument("--vllm-python", help="the Python of an environment that has vLLM")
     parser.add_argument("--only", nargs="+", choices=sorted({name for name, _, _ in RUNS}), help="run only these")
+    parser.add_argument("--gpu", action="store_true", help="run those for a GPU, with vLLM in this environment")
     asked = parser.parse_args()
     vllm_python = asked.vllm_python or sys.executable
+    runs, page = (GPU_RUNS, results.GPU_PAGE) if asked.gpu else (RUNS, results.PAGE)
     failed = False
-    for name, with_vllm, arguments in RUNS:
-        if (asked.only and name not in asked.only) or ((name, arguments) in NEEDS_VLLM and not asked.vllm_python):
+    for name, with_vllm, arguments in runs:
+        without = not asked.gpu and not asked.vllm_python
+        if (asked.only and name not in asked.only) or ((name, arguments) in NEEDS_VLLM and without):
             continue
         python = vllm_python if with_vllm else sys.executable
         command = [python, "-m", f"bench.{name}", *(["--quick"] if asked.quick else []), *arguments]
@@ -90,9 +103,12 @@ def main() -> int:
             report = json.loads(ran.stdout)
             print(json.dumps(report))
             if not asked.quick:
-                results.keep(shown(name, arguments), report, took, vllm_python)
+                results.keep(shown(name, arguments), report, took, vllm_python, page)
     if not asked.quick:
-        results.write([shown(name, arguments) for name, _, arguments in RUNS])
+        names = [shown(name, arguments) for name, _, arguments in runs]
+        # Runs with sizes of their own follow.
+        others = [name for name in results.kept_names(page) if name not in names] if asked.gpu else []
+        results.write([*names, *others], page)
     return int(failed)
 
 

@@ -18,7 +18,7 @@ KINDS: Final = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
 
 ROOT: Final = Path(__file__).parents[2]
 START_SECONDS: Final = 300
-"""Maximum time until a peer is ready, for peers that load a model."""
+"""Maximum time until a process is ready, for those that load a model."""
 
 
 @contextmanager
@@ -27,7 +27,9 @@ def new_stack(
 ) -> Iterator[Stack]:
     """Yield a stack that is not started, with the settings of `make up`, free ports and a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = StackSettings.with_free_ports(state_dir=Path(folder), engine=engine, gpu_workers=workers)
+        settings = StackSettings.with_free_ports(
+            state_dir=Path(folder), engine=engine, gpu_workers=workers, start_timeout=START_SECONDS
+        )
         yield Stack(settings, only=KINDS, environment=environment)
 
 
