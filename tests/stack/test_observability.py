@@ -170,7 +170,7 @@ async def prometheus(
 async def running_prometheus(
     folder: Path, jobs: list[dict[str, Any]], targets: dict[str, str]
 ) -> AsyncIterator[Prometheus]:
-    """Run Prometheus until each job has been scraped twice, with other addresses and a shorter interval."""
+    """Run Prometheus until each job was scraped three times, with other addresses and a shorter interval."""
     config: dict[str, Any] = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
     config["rule_files"] = [str(FOLDER / "alerts.yml")]
     config["scrape_configs"] = [{**job, "static_configs": [{"targets": [targets[job["job_name"]]]}]} for job in jobs]
@@ -188,7 +188,7 @@ async def running_prometheus(
     running = Prometheus(address)
     try:
         async with asyncio.timeout(120):
-            while not await _has_scraped_twice(running, len(jobs)):
+            while not await _has_scraped(running, len(jobs)):
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.2)
         yield running
@@ -197,9 +197,9 @@ async def running_prometheus(
         await process.wait()
 
 
-async def _has_scraped_twice(prometheus: Prometheus, jobs: int) -> bool:
+async def _has_scraped(prometheus: Prometheus, jobs: int) -> bool:
     try:
-        return len(await prometheus.ask("count_over_time(up[1m]) > 2 and up == 1")) == jobs
+        return len(await prometheus.ask("sum_over_time(up[1m]) > 2 and up == 1")) == jobs
     except OSError:
         return False
 
