@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -74,8 +75,10 @@ async def test_nothing_is_left_of_a_user(stack: Stack, stub: LlmServiceStub, tem
                 await asyncio.sleep(0.1)
         await stack.processes["gateway"].kill()
         await stack.processes["gateway"].start()
-        await stub.GetDeletion(request, wait_for_ready=True, timeout=PATIENCE)
-        await channel.channel_ready()
+        await until_answered(lambda: stub.GetDeletion(request, wait_for_ready=True, timeout=PATIENCE))
+        await until_answered(
+            lambda: files.ListFiles(file_pb2.ListFilesRequest(), wait_for_ready=True, timeout=PATIENCE)
+        )
         deletion = await until_ended(stub, deletion_id)
 
         assert deletion.state == llm_pb2.DELETION_STATE_DONE
@@ -101,6 +104,20 @@ async def test_nothing_is_left_of_a_user(stack: Stack, stub: LlmServiceStub, tem
     kept = f"{names.USER_ID.name} = '{user}' AND WorkflowType != '{names.FILE_WORKFLOW_TYPE}'"
     kinds = {item.workflow_type async for item in temporal.list_workflows(kept)}
     assert kinds <= {names.DELETION_WORKFLOW_TYPE, names.USER_DELETION_WORKFLOW_TYPE}
+
+
+async def until_answered(call: Callable[[], Awaitable[object]]) -> None:
+    """Return once a call is answered: the first one may still go to the gateway that was killed."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 async def left(
