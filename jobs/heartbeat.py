@@ -14,7 +14,12 @@ def to_details(heartbeat: internal_pb2.RunHeartbeat) -> tuple[Any, ...]:
     """
     details: tuple[Any, ...] = (heartbeat.progress, heartbeat.metadata)
     # They ignore a third one, of a type that they know.
-    return (*details, llm_pb2.JobResult(attempts=heartbeat.attempts)) if heartbeat.attempts else details
+    if heartbeat.attempts:
+        details = (*details, llm_pb2.JobResult(attempts=heartbeat.attempts))
+    if heartbeat.HasField("provider_response"):
+        # Only where the operator has asked for it, so that no worker of that version runs.
+        details = (*details, internal_pb2.RunHeartbeat(provider_response=heartbeat.provider_response))
+    return details
 
 
 def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:

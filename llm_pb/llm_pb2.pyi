@@ -1517,6 +1517,7 @@ class ResultMetadata(_message.Message):
     PAUSES_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    PROVIDER_RESPONSE_ID_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Number of tokens of the prompt, those of the chat template included."""
     output_tokens: _builtins.int
@@ -1558,6 +1559,8 @@ class ResultMetadata(_message.Message):
     answer then. Nothing was generated, so they count against no budget and no quota, and cost_micros is 0 where the model has a
     price. What a lost attempt had generated before the answer was found is in engine_time alone.
     """
+    provider_response_id: _builtins.str
+    """The provider's id of the response, of a worker whose engine has responses in the background at a provider. Empty for others."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1612,10 +1615,11 @@ class ResultMetadata(_message.Message):
         pauses: _builtins.int = ...,
         cached_prompt_tokens: _builtins.int = ...,
         cached: _builtins.bool = ...,
+        provider_response_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cached", b"cached", "cached_prompt_tokens", b"cached_prompt_tokens", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cached", b"cached", "cached_prompt_tokens", b"cached_prompt_tokens", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "provider_response_id", b"provider_response_id", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
     _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015

@@ -42,7 +42,7 @@ from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.answer_cache import AnswerCache, Flight
 from services.gpu_worker.attempt import Attempt
-from services.gpu_worker.engines.engine import CannotContinue, Engine
+from services.gpu_worker.engines.engine import Abandons, CannotContinue, Engine
 from services.gpu_worker.giving_up import why_given_up
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
@@ -56,7 +56,7 @@ from store.store import Store
 
 _log = logging.getLogger(__name__)
 _NO_TIMEOUT: Final = timedelta(hours=1)
-"""Heartbeat timeout of an activity for which Temporal has none."""
+"""Where Temporal has none."""
 
 
 class RunLLMOnGPU:
@@ -150,6 +150,7 @@ class RunLLMOnGPU:
             details = activity.cancellation_details()
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
+                await self._abandon(attempt)
                 attempt.close(Cancelled("cancelled on request"))
                 # Without the file the output is cut.
                 with suppress(TimeoutError):
@@ -168,6 +169,8 @@ class RunLLMOnGPU:
             # The workflow tells it from a worker that stops by the attempt's end.
             raise await self._partial(WorkerShutdown(str(why)), attempt) from why
         except JobError as error:
+            if not RULES[type(error)].retryable:
+                await self._abandon(attempt)
             raise await self._failure(error, attempt) from error
         finally:
             spans.describe_end(reason)
@@ -257,14 +260,15 @@ class RunLLMOnGPU:
     @asynccontextmanager
     async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
         """Send heartbeats while the context is open and the attempt makes progress."""
-
         timeout = activity.info().heartbeat_timeout or _NO_TIMEOUT
 
         async def pause() -> None:
             # A third of the timeout allows some heartbeats to be lost or late, however many attempts run.
-            await asyncio.sleep(
-                min(self._throttle.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3)
-            )
+            seconds = min(self._throttle.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await attempt.beat_now.wait()
+            attempt.beat_now.clear()
 
         async def beat() -> None:
             # The start reports as much as a first heartbeat would, so a short job needs none.
@@ -291,6 +295,11 @@ class RunLLMOnGPU:
         if self._moved_at <= attempt.watchdog.moved_at:
             self._hung.set()
         return self._hung.is_set()
+
+    async def _abandon(self, attempt: Attempt) -> None:
+        """Cancel what goes on at a provider, because no attempt follows."""
+        if attempt.provider_response.response_id and isinstance(self._engine, Abandons):
+            await self._engine.abandon(attempt.provider_response)
 
     async def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
         """Close the attempt; return the error for Temporal, with the attempt's partial result."""

@@ -4,6 +4,7 @@ Output is published to the live feed immediately. Progress is published to the f
 each heartbeat.
 """
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -61,6 +62,11 @@ class Attempt:
         """Whether the job uses the cache of answers."""
         self.cached = False
         """Whether the output is another job's."""
+        self.provider_response = internal_pb2.ProviderResponse()
+        """See Generation."""
+        self.beat_now = asyncio.Event()
+        """Set when the next heartbeat must not wait."""
+        self._beaten = False
         self._last: Output | None = None
         """The engine's last output, once there is one."""
         self.max_output_bytes = 0
@@ -81,7 +87,10 @@ class Attempt:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
         self.times.describe(metadata, None)
+        metadata.provider_response_id = self.provider_response.response_id
         heartbeat = internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
+        if self.provider_response.response_id:
+            heartbeat.provider_response.CopyFrom(self.provider_response)
         if len(attempts := self._writer.output.attempts) > 1:
             # The metadata describe a first attempt.
             heartbeat.attempts.extend(attempts)
@@ -95,6 +104,10 @@ class Attempt:
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
         self.times.restore(heartbeat.metadata)
+        # A hand-over leaves the id alone.
+        self.provider_response.response_id = heartbeat.metadata.provider_response_id
+        if heartbeat.HasField("provider_response"):
+            self.provider_response.CopyFrom(heartbeat.provider_response)
         self._writer.restore(heartbeat)
 
     async def start(self, *, first: bool) -> bool:
@@ -132,6 +145,7 @@ class Attempt:
             trace_headers=current_headers(),
             tenant=tenant,
             price=self._price,
+            provider_response=self.provider_response,
         )
 
     def start_over(self) -> None:
@@ -151,6 +165,10 @@ class Attempt:
         Raises ResultTooLarge if it exceeds what the job's result may hold, which then lacks it.
         """
         now, so_far = datetime.now(UTC), self._writer.output
+        if self.provider_response.response_id and not self._beaten:
+            # A worker that is lost before Temporal knows the id pays twice.
+            self._beaten = True
+            self.beat_now.set()
         self.watchdog.move(DECODE if output.token_ids else None)
         logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)
         size, most = len(so_far.text) + len(output.text.encode()) + logprobs_bytes, self.max_output_bytes
@@ -249,6 +267,7 @@ class Attempt:
         result.metadata.engine = engine.name
         result.metadata.model = self.job.model
         result.metadata.cached = self.cached
+        result.metadata.provider_response_id = self.provider_response.response_id
         if self.watchdog.stage != LOADING and not self.cached:
             result.metadata.gpu.CopyFrom(engine.gpu)
         if self._last is not None:

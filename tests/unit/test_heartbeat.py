@@ -10,6 +10,7 @@ HEARTBEAT = internal_pb2.RunHeartbeat(
     progress=llm_pb2.JobProgress(output_tokens=7, stage="decode"),
     metadata=llm_pb2.ResultMetadata(attempts=2),
     attempts=[llm_pb2.JobAttempt(attempt=1, worker="first"), llm_pb2.JobAttempt(attempt=2, worker="second")],
+    provider_response=internal_pb2.ProviderResponse(response_id="resp_1", sequence_number=4, output_bytes=9),
 )
 
 

@@ -109,7 +109,10 @@ ONLY = {
     }
     | {"services/gpu_worker/engines/diffusers.py", "services/trainer/training.py"},
     "safetensors": {"services/trainer/training.py"},
-    "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_images", "_transport")},
+    "openai": {
+        f"services/gpu_worker/engines/openai{part}.py"
+        for part in ("", "_background", "_errors", "_images", "_transport")
+    },
     "httpx2": {"services/gpu_worker/engines/openai_transport.py"},
     "diffusers": {"services/gpu_worker/engines/diffusers.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},

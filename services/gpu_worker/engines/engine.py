@@ -7,11 +7,11 @@ import asyncio
 import importlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from jobs.costs import output_allowance
 from jobs.ids import owner
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 ENGINES: Final = {
     "torch": "services.gpu_worker.engines.torch",
@@ -68,6 +68,9 @@ class Generation:
     """The job's tenant. Empty for a job without one."""
     price: llm_pb2.ModelPrice | None = None
     """The model's price. Set for a job with a budget of costs."""
+    provider_response: internal_pb2.ProviderResponse = field(default_factory=internal_pb2.ProviderResponse)
+    """The response of a provider that goes on without the worker, as an earlier attempt has left it. The engine keeps
+    it up to date: after each output with what has been yielded. Empty for engines without one."""
 
     def room(self, prompt_tokens: int, context_tokens: int) -> int:
         """Return the maximum number of tokens of prompt and output together: the context's, or fewer by the budget.
@@ -133,6 +136,15 @@ class Load(NamedTuple):
 
 
 IDLE: Final = Load(0, 0, 0.0)
+
+
+@runtime_checkable
+class Abandons(Protocol):
+    """An engine whose generations go on without the worker."""
+
+    async def abandon(self, response: internal_pb2.ProviderResponse) -> None:
+        """Cancel a response that no attempt will continue. Raises nothing."""
+        ...
 
 
 class Engine(Protocol):

@@ -1,14 +1,14 @@
 """Any OpenAI-compatible provider as an engine: the job runs there, and its text goes the way of every other job's.
 
 A provider has neither tokens nor state to give. So a token is what a piece of its stream holds, until its own count at
-the end says how many there were, and an attempt cannot continue another's output: it starts over.
+the end says how many there were, and an attempt cannot continue another's output: it starts over, unless the provider
+has responses in the background.
 """
 
 import asyncio
 import contextlib
 import json
-import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -19,17 +19,17 @@ from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
 from jobs.errors import EngineDead, EngineFailed, InvalidJob, UnsupportedParams
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
-from services.gpu_worker.engines.openai_errors import as_job_errors, name_in
-from services.gpu_worker.engines.openai_transport import ask_for_models, provider_client
+from services.gpu_worker.engines.openai_background import Background
+from services.gpu_worker.engines.openai_errors import as_job_errors, charged, name_in
+from services.gpu_worker.engines.openai_silence import answer_of, until_silent
+from services.gpu_worker.engines.openai_transport import PIECES_OF_A_TOKEN, ask_for_models, provider_client
 
 _SILENCE_SECONDS: Final = 600
 """Maximum wait for bytes of a provider. The worker's own limits (prefill_timeout, decode_timeout) are shorter."""
 _REASONS: Final = {"stop": llm_pb2.FINISH_REASON_STOP, "length": llm_pb2.FINISH_REASON_LENGTH}
-_PIECES_OF_A_TOKEN: Final = 8
-"""Maximum number of pieces that a provider may make of a token. One that sends more ignores max_tokens."""
 _OF_OPENAI: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _OF_VLLM: Final = ("top_k", "min_p", "min_tokens", "repetition_penalty")
 
@@ -52,6 +52,15 @@ class OpenAIOptions(BaseModel):
     """The name of the field that bounds the output."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """More members of each request."""
+    background: bool = False
+    """Whether the provider runs jobs as responses in the background, which go on while a worker is gone. It needs the
+    API of responses, with background, stream and starting_after. A provider that knows vLLM's parameters (dialect vllm)
+    takes those that this API lacks, seed and stop among them."""
+    first_seconds: float = Field(240, gt=0)
+    """Maximum time without a message of the provider until its first piece of output. Less than
+    GPU_WORKER_PREFILL_TIMEOUT, beyond which the worker counts as hung."""
+    silence_seconds: float = Field(50, gt=0)
+    """Maximum time without a message of the provider after that. Less than GPU_WORKER_DECODE_TIMEOUT."""
 
 
 class OpenAIEngine:
@@ -67,6 +76,7 @@ class OpenAIEngine:
         self.dead = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
         self._client = provider_client(options.base_url, options.api_key_file, _SILENCE_SECONDS)
+        self._background = Background(self._client, self._model, options, self.dead)
 
     async def start(self) -> None:
         """See ask_for_models."""
@@ -74,29 +84,41 @@ class OpenAIEngine:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
-        if generation.resume_token_ids:
+        if generation.resume_token_ids and not self._options.background:
             raise CannotContinue("a provider starts every output over")
         room = generation.room(0, self.context_tokens)
-        request = chat_request(generation.job, room, self._options)
         if self.dead.is_set():
             raise EngineDead("the engine was closed")
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a generator runs in a task
-        pieces = _Pieces(request[self._options.max_tokens_field], self.context_tokens, logprobs="logprobs" in request)
         self._running.add(task)
         try:
-            yield Output("", (), 0)
-            async with as_job_errors():
-                stream = await self._client.chat.completions.create(model=self._model, **request)
-                async with stream, contextlib.aclosing(_until(stream, self.dead)) as chunks:
-                    async for chunk in chunks:
-                        if (output := pieces.add(chunk)) is not None:
-                            yield output
-                        if pieces.is_over:
-                            break
-            yield pieces.last(stream.response.headers)
+            outputs = self._background.generate(generation, room) if self._options.background else None
+            async with contextlib.aclosing(outputs or self._completion(generation, room)) as made:
+                async for output in made:
+                    yield output
         finally:
             self._running.discard(task)
+
+    async def abandon(self, response: internal_pb2.ProviderResponse) -> None:
+        """See Abandons."""
+        await self._background.abandon(response)
+
+    async def _completion(self, generation: Generation, room: int) -> AsyncGenerator[Output, None]:
+        request, options = chat_request(generation.job, room, self._options), self._options
+        pieces = _Pieces(request[self._options.max_tokens_field], self.context_tokens, logprobs="logprobs" in request)
+        patience = lambda: options.silence_seconds if pieces.has_begun else options.first_seconds  # noqa: E731
+        yield Output("", (), 0)
+        async with as_job_errors():
+            asking = self._client.chat.completions.create(model=self._model, **request)
+            stream = await answer_of(asking, options.first_seconds)
+            async with stream, contextlib.aclosing(until_silent(stream, self.dead, patience)) as chunks:
+                async for chunk in chunks:
+                    if (output := pieces.add(chunk)) is not None:
+                        yield output
+                    if pieces.is_over:
+                        break
+        yield pieces.last(stream.response.headers)
 
     def load(self) -> Load:
         """Count the generations at the provider."""
@@ -108,32 +130,11 @@ class OpenAIEngine:
         await self._client.close()
 
 
-async def _until(
-    stream: AsyncIterator[ChatCompletionChunk], dead: asyncio.Event
-) -> AsyncGenerator[ChatCompletionChunk, None]:
-    """Yield the chunks of a stream. Raises EngineDead once the engine is closed."""
-    closed = asyncio.ensure_future(dead.wait())
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(stream, None))
-            try:
-                await asyncio.wait({following, closed}, return_when=asyncio.FIRST_COMPLETED)
-                if closed.done():
-                    raise EngineDead("the engine was closed")
-                if (chunk := await following) is None:
-                    return
-            finally:
-                following.cancel()
-            yield chunk
-    finally:
-        closed.cancel()
-
-
 class _Pieces:
     """Turns the chunks of one stream into outputs."""
 
     def __init__(self, max_tokens: int, context_tokens: int, *, logprobs: bool) -> None:
-        self._max_pieces = max_tokens * _PIECES_OF_A_TOKEN
+        self._max_pieces = max_tokens * PIECES_OF_A_TOKEN
         self._context_tokens = context_tokens
         self._logprobs = logprobs
         self._refused = False
@@ -163,6 +164,11 @@ class _Pieces:
         count = len(logprobs) if self._logprobs else 1
         self._tokens += count
         return Output(text, (0,) * count, 0, logprobs=logprobs)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether output has come."""
+        return self._tokens > 0
 
     @property
     def is_over(self) -> bool:
@@ -239,19 +245,6 @@ def _logprobs(logprobs: ChoiceLogprobs | None, offset: int) -> Iterator[llm_pb2.
             offset=offset,
         )
         offset += len(place.token.encode(errors="replace"))
-
-
-def charged(told: object, headers: Mapping[str, str]) -> int | None:
-    """Return what the provider says that the output cost, in millionths, rounded up; None if it says nothing.
-
-    OpenRouter says it in the usage: `told`; a LiteLLM proxy in a header.
-    """
-    said: Any = headers.get("x-litellm-response-cost", "") if told is None else told
-    try:
-        cost = float(said)
-    except (TypeError, ValueError):
-        return None
-    return math.ceil(round(cost * 1_000_000, 6)) if 0 <= cost < 1_000_000 else None
 
 
 def create(config: EngineConfig) -> OpenAIEngine:

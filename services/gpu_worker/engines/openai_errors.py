@@ -1,11 +1,12 @@
 """What a provider answers, as errors of jobs. Its own words may hold the prompt or a key, so no error has them."""
 
 import contextlib
+import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
 import openai
 
@@ -61,3 +62,16 @@ def _retry_after(headers: Mapping[str, str]) -> timedelta | None:
         except (TypeError, ValueError, OverflowError):
             return None
     return timedelta(seconds=min(seconds, _MAX_RETRY_AFTER.total_seconds())) if seconds > 0 else None
+
+
+def charged(told: object, headers: Mapping[str, str]) -> int | None:
+    """Return what the provider says that the output cost, in millionths, rounded up; None if it says nothing.
+
+    OpenRouter says it in the usage: `told`; a LiteLLM proxy in a header.
+    """
+    said: Any = headers.get("x-litellm-response-cost", "") if told is None else told
+    try:
+        cost = float(said)
+    except (TypeError, ValueError):
+        return None
+    return math.ceil(round(cost * 1_000_000, 6)) if 0 <= cost < 1_000_000 else None

@@ -13,8 +13,7 @@ from jobs.errors import EngineFailed, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import EngineConfig, Image
 from services.gpu_worker.engines.images import ImageEngine, ImageOptions, Order, Painted
-from services.gpu_worker.engines.openai import charged
-from services.gpu_worker.engines.openai_errors import as_job_errors
+from services.gpu_worker.engines.openai_errors import as_job_errors, charged
 from services.gpu_worker.engines.openai_transport import ask_for_models, provider_client
 
 _STARTS: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}

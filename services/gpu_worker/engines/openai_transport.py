@@ -20,6 +20,8 @@ _CONNECT_SECONDS: Final = 10
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE_BYTES: Final = 8 << 20
 """Maximum size of one message of a stream, and of any other answer."""
+PIECES_OF_A_TOKEN: Final = 8
+"""Maximum number of pieces that a provider may make of a token. One that sends more ignores max_tokens."""
 _BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
