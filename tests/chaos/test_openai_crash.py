@@ -206,7 +206,13 @@ async def test_a_rewind_ends_the_stream_with_an_error_that_says_to_retrieve(
 ) -> None:
     """The next attempt of a killed worker generates another text, while the way to the reader is dead, too."""
     prompt = f"[[vary]] Go on, {victim} {chance.random()}."
-    reader = await read_through(crashing, prompt, chance.randrange(100, 500), "gpu-worker", victim)
+    for number in range(3):
+        reader = await read_through(crashing, f"{prompt} {number}", chance.randrange(100, 500), "gpu-worker", victim)
+        if reader.replaced is not None:
+            break
+        # On a busy machine a client can be so late that the job has ended when it holds that much.
+        result = await result_of(crashing, reader.id)
+        assert (result.output, result.metadata.attempts) == (reader.text, 1)
     assert reader.replaced is not None, reader.events
     assert "retrieve the response" in reader.replaced.message
     response = await retrieved(crashing, reader.id)
