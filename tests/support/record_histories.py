@@ -161,7 +161,8 @@ async def batches(stubs: Stubs, stub: LlmServiceStub) -> dict[str, str]:
     lines = [{**line, "watch": number == 0} for number, line in enumerate(lines_of(3, "docstrings"))]
     ran = await create_batch(stubs, lines, notify=webhook("http://127.0.0.1:1/"), defaults=params)
     await stubs.end(ran.batch_id)
-    idle = await create_batch(stubs, [{**line, "watch": True} for line in lines_of(2)])
+    # Of a user who has no other jobs.
+    idle = await create_batch(stubs, [{**line, "watch": True} for line in lines_of(2)], user_id="watches")
 
     async def begun() -> bool:
         page = await stub.List(llm_pb2.ListRequest(user_id=idle.user_id))
