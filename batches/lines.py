@@ -32,6 +32,7 @@ _OF_A_JOB: Final = (
     ("notify",),
     ("notify_options",),
     ("cancel_if_unwatched",),
+    ("cache",),
     ("timeouts", "total"),
     ("timeouts", "queue"),
 )

@@ -19,8 +19,8 @@ service about twenty times as much processor time as other items.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line
 has it, are those of the batch. The parameters `user` and `safety_identifier` of OpenAI's form are taken, and change
-nothing. The fields notify, notify_options, cancel_if_unwatched, timeouts.total and timeouts.queue are of jobs of their own,
-and need "watch": true.
+nothing. The fields notify, notify_options, cancel_if_unwatched, cache, timeouts.total and timeouts.queue are of jobs of
+their own, and need "watch": true.
 
 Errors are those of llm.proto. In addition:
 

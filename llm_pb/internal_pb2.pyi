@@ -1687,7 +1687,7 @@ class UserDeletionRequest(_message.Message):
 
     @_builtins.property
     def scheduled_until(self) -> _timestamp_pb2.Timestamp:
-        """When the last schedule, or run of one, was found. Unset: none was found yet."""
+        """Pipelines and batches that started later are left alone. Unset: those that started after the deletion."""
 
     @_builtins.property
     def started_until(self) -> _timestamp_pb2.Timestamp:

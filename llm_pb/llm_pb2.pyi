@@ -581,7 +581,7 @@ class JobRequest(_message.Message):
 
         Jobs are equal if model, prompt or messages, and params are the same, the default of max_tokens included; the user, the
         class, the budget and the rest may differ. The weights and the engine's options are a part of the key: a worker with others
-        finds nothing. Only a job whose answer can be had again may use the cache: INVALID_ARGUMENT unless params.temperature is 0 or
+        finds nothing. Only a job that leaves nothing to chance may use the cache: INVALID_ARGUMENT unless params.temperature is 0 or
         params.seed is set, and for a model that makes images.
 
         While an equal job generates, the others wait for its answer without a seat, in JOB_STATE_QUEUED. If its worker is lost, the
@@ -758,7 +758,10 @@ class SamplingParams(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 (greedy, reproducible) to 2. Default 1."""
+    """0 to 2. Default 1. At 0 the most probable token is taken (greedy), and an equal job has the same text, as far as the engine
+    computes the same numbers whatever else it runs at the time. In float32 on a CPU it does. On a GPU in bfloat16 it does not: a
+    token may give way to one that is nearly as probable, and the text after it differs.
+    """
     top_p: _builtins.float
     """Keep the smallest set of tokens whose probabilities add up to this; above 0, at most 1. Default 1: off."""
     top_k: _builtins.int
@@ -772,7 +775,9 @@ class SamplingParams(_message.Message):
     min_tokens: _builtins.int
     """Minimum number of output tokens before generation may stop; 0 to max_tokens. Default 0."""
     seed: _builtins.int
-    """Makes sampling reproducible on the same engine and hardware. 0 or more. Default: a new one for each job."""
+    """Jobs of the same seed draw the same random numbers on the same engine and hardware. Their texts are equal as far as those of
+    temperature 0 are. 0 or more. Default: a new one for each job.
+    """
     presence_penalty: _builtins.float
     """Penalises each token that occurs in the output, once; -2 to 2. Default 0."""
     frequency_penalty: _builtins.float

@@ -201,9 +201,9 @@ class Execution:
         self.room.add(result)
         if not result.HasField("metadata") or not is_usable(result):
             return None
-        self.recalled_tokens += result.metadata.output_tokens
         self.tree.change(step.path).workflow_id = id_
         self._take(step, result)
+        self.recalled_tokens += step.usage.output_tokens
         return result
 
     def grant(self, step: Step) -> common_pb2.Budget | None:

@@ -1,4 +1,4 @@
-"""What a step has used that was no success: its workflow says so as it fails, and is asked where it cannot."""
+"""What a failed or cancelled step has used. Its workflow returns it with its error, or else is asked for it."""
 
 import asyncio
 from datetime import timedelta
@@ -43,7 +43,7 @@ async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.Pipe
 
 
 def _told(cause: ApplicationError) -> pipeline_pb2.PipelineResult:
-    """Return what a child has told as it failed."""
+    """Return usage and counts from the details of a child's error."""
     left = pipeline_pb2.PipelineResult()
     for detail in cause.details:
         if isinstance(detail, llm_pb2.JobResult):

@@ -106,7 +106,7 @@ class Chunks:
         """Return what the batch has to ask its ledger for; None if no chunk waits for output tokens."""
         if not self._leases.lacking:
             return None
-        following = self._all[self._others.next : self._others.end][: self._others.most]
+        following = self._all[self._others.next : min(self._others.next + self._others.most, self._others.end)]
         return lease_request(self._batch_id, self._run, self._leases.lacking, self._running.values(), following)
 
     def grow(self, answer: internal_pb2.LeaseResponse) -> None:

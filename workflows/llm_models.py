@@ -5,8 +5,8 @@
     gateway, GPU worker, trainer ──query GetRecord──▶ all models
 
 A tenant has at most MAX_MODELS, a model at most MAX_VERSIONS. Of more versions the oldest one without an alias goes,
-and trainers remove its files from the store. A model whose last version was removed stays, without one: the numbers
-of its versions never begin anew.
+and trainers remove its files from the store. A model whose last version was removed stays, without one, because no
+version may get a number that another one had.
 """
 
 from typing import Final

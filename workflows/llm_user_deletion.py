@@ -3,11 +3,13 @@
     schedules and their runs, pipelines, batches ──nothing of them for the settling time──▶ jobs, files ──▶ done
 
 What starts others goes first: the batches and pipelines that schedules have started until the last of these was found,
-then the jobs and files that all of them have made. Temporal's visibility shows everything late, so each part ends when
-nothing was found for the time that the request says.
+and those that pipelines have started as steps until they had stopped; then the jobs and files that all of them have
+made. Temporal's visibility shows everything late, so each part ends when nothing was found for the time that the
+request says.
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from temporalio import workflow
 
@@ -31,6 +33,10 @@ from workflows.child_deletions import (
     step,
 )
 
+_MAX_GENERATIONS: Final = 8
+"""Number of times that what pipelines have started meanwhile is looked for. What the user goes on to submit is found
+with it, and must not keep the deletion from its end."""
+
 
 @workflow.defn(name=names.USER_DELETION_WORKFLOW_TYPE)
 class LLMUserDeletionWorkflow:
@@ -50,6 +56,10 @@ class LLMUserDeletionWorkflow:
         if not self._request.HasField("scheduled_until"):
             self._request.scheduled_until.CopyFrom(self._deletion.create_time)
         self._children = ChildDeletions(self._deletion, self._request)
+        # An earlier run may have deleted some.
+        self._had_parents = self._request.HasField("progress")
+        """Whether pipelines or batches were deleted since the last ones were looked for that these have started."""
+        self._generations = 0
 
     @workflow.run
     @one_input
@@ -90,7 +100,15 @@ class LLMUserDeletionWorkflow:
         if owned.found:
             self._request.scheduled_until.FromDatetime(workflow.now())
         kinds = (names.PIPELINE_WORKFLOW_TYPE, names.BATCH_WORKFLOW_TYPE)
-        return await self._delete_found(self._request.scheduled_until, *kinds) or owned.found
+        if await self._delete_found(self._request.scheduled_until, *kinds):
+            self._had_parents = True
+            return True
+        if self._had_parents and self._generations < _MAX_GENERATIONS:
+            # They are gone now, and have started their last steps.
+            self._had_parents, self._generations = False, self._generations + 1
+            self._request.scheduled_until.FromDatetime(workflow.now())
+            return True
+        return owned.found
 
     async def _delete_the_rest(self) -> bool:
         """Delete jobs and files; return whether any was found."""

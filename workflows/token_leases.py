@@ -1,6 +1,7 @@
 """The output tokens that a batch without a budget leases from the ledger of its tenant: see workflows.llm_ledger."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -46,14 +47,20 @@ def lease_request(
     )
 
 
-async def leased(request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
-    """Ask the ledger for output tokens until it has some, or says that it never will have."""
+async def leased(ask: Callable[[], internal_pb2.LeaseRequest | None]) -> internal_pb2.LeaseResponse:
+    """Ask the ledger for output tokens until it has some, or says that it never will have.
+
+    `ask` returns what is lacking at the moment: what runs meanwhile may end and give back what it has not used. Where
+    it returns None, nothing is lacking any more, and the response is empty.
+    """
     pause = _FIRST_PAUSE
-    while True:
+    while (request := ask()) is not None:
         answer = await workflow.execute_activity(
             activities.lease_tokens, request, start_to_close_timeout=STEP_TIMEOUT, retry_policy=STEP_RETRIES
         )
         if answer.leased_tokens or answer.never:
             return answer
-        await workflow.sleep(pause)
+        with suppress(TimeoutError):
+            await workflow.wait_condition(lambda asked=request: ask() != asked, timeout=pause)
         pause = min(2 * pause, _MAX_PAUSE)
+    return internal_pb2.LeaseResponse()

@@ -59,9 +59,8 @@ class OwnedDeletion:
     @activity.defn(name=names.ACTIVITY_DELETE_FILES)
     async def delete_files(self, request: internal_pb2.DeleteOwnedRequest) -> internal_pb2.DeleteOwnedResponse:
         """Delete some files of the user, and some records of files that are gone."""
-        before = request.before.ToDatetime(UTC)
         query = f"WorkflowType = '{names.FILE_WORKFLOW_TYPE}' AND {await self._terms(request)}"
-        records = [item for item in await self._found(request, query) if await _created(item) <= before]
+        records = await self._found(request, query, request.before.ToDatetime(UTC))
         states = await _each(records, self._delete_file)
         return internal_pb2.DeleteOwnedResponse(
             deleted=states.count(True), found=any(one is not None for one in states)
@@ -72,10 +71,14 @@ class OwnedDeletion:
         hash_ = None if self._encryption is None else await self._encryption.known_search_hash(request.tenant)
         return " AND ".join(terms_of("", {names.USER_ID: request.user_id}, hash_, knows_tenants=False))
 
-    async def _found(self, request: internal_pb2.DeleteOwnedRequest, query: str) -> list[WorkflowExecution]:
+    async def _found(
+        self, request: internal_pb2.DeleteOwnedRequest, query: str, before: datetime | None = None
+    ) -> list[WorkflowExecution]:
+        """Return some workflows of a query. `before`: those of files that were created later do not count."""
         found: list[WorkflowExecution] = []
         async for item in self._client.list_workflows(query, page_size=_AT_ONCE, rpc_timeout=RPC_TIMEOUT):
-            if tenant_of(item.id.removeprefix(_SCHEDULER_PREFIX)) == request.tenant:
+            is_own = tenant_of(item.id.removeprefix(_SCHEDULER_PREFIX)) == request.tenant
+            if is_own and (before is None or await _created(item) <= before):
                 found.append(item)
             if len(found) == _AT_ONCE:
                 break

@@ -13,6 +13,8 @@ from typing import Final
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from temporalio.service import RPCError
 
+from encryption import KeysUnavailable
+from payload_converter import PayloadError
 from services.gateway.errors import ApiError
 from services.gateway.quotas import OpenJobQuotas
 
@@ -46,7 +48,7 @@ class QuotaUsage:
     async def _ask(self, tenant: str) -> None:
         try:
             shares = await self._quotas.shares(tenant)
-        except (RPCError, ApiError) as error:
+        except (RPCError, ApiError, PayloadError, KeysUnavailable) as error:
             if self._shares.pop(tenant, None):
                 _log.warning("the quotas in use of %s cannot be read: %s", tenant, error)
         else:

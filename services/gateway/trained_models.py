@@ -1,5 +1,7 @@
 """The models that a tenant has trained: as ListModels shows them, and changes of them."""
 
+from typing import Final
+
 from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
@@ -8,9 +10,14 @@ from jobs.ids import models_workflow_id
 from jobs.records import read_record
 from jobs.training import find_model, shown_model, why_no_room
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from runtime import audit
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.effects import Effects
 from services.gateway.errors import temporal_unavailable, trained_model_refused
+
+_REFUSALS: Final = (names.MODEL_NOT_FOUND, names.MODEL_VERSION_IN_USE, names.TOO_MANY_MODELS)
+"""Types of the errors with which the registry refuses a change. It has others while it is continued, or while a gateway
+of an earlier version runs it."""
 
 
 class TrainedModels:
@@ -31,7 +38,8 @@ class TrainedModels:
             raise trained_model_refused(names.TOO_MANY_MODELS, why)
 
     async def set_alias(self, tenant: str, request: llm_pb2.SetModelAliasRequest) -> llm_pb2.TrainedModel:
-        """Have an alias name a version. Raises ApiError, RPCError, AuditUnavailable."""
+        """Point an alias at a version, or remove it. Raises ApiError, RPCError, AuditUnavailable."""
+        audit.describe(alias=request.alias)
         return await self._change(tenant, names.UPDATE_SET_MODEL_ALIAS, request)
 
     async def delete_version(self, tenant: str, request: llm_pb2.DeleteModelVersionRequest) -> llm_pb2.TrainedModel:
@@ -50,6 +58,7 @@ class TrainedModels:
         update: str,
         request: llm_pb2.SetModelAliasRequest | llm_pb2.DeleteModelVersionRequest,
     ) -> llm_pb2.TrainedModel:
+        audit.describe(model=f"{request.model}@{request.version}" if request.version else request.model)
         # A change of nothing is none: the audit log has no record of an effect then.
         model = find_model(await self._registry(tenant), request.model)
         known = [] if model is None else [one.version.version for one in model.versions]
@@ -62,7 +71,7 @@ class TrainedModels:
             )
         except WorkflowUpdateFailedError as error:
             cause = error.cause
-            if not isinstance(cause, ApplicationError) or cause.type is None:
+            if not isinstance(cause, ApplicationError) or cause.type is None or cause.type not in _REFUSALS:
                 raise temporal_unavailable("the registry of trained models does not answer; call again") from error
             raise trained_model_refused(cause.type, cause.message) from None
         return changed

@@ -150,7 +150,7 @@ class RunLLMOnGPU:
             details = activity.cancellation_details()
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
-                await self._abandon(attempt)
+                await self.abandon(attempt)
                 attempt.close(Cancelled("cancelled on request"))
                 # Without the file the output is cut.
                 with suppress(TimeoutError):
@@ -170,7 +170,7 @@ class RunLLMOnGPU:
             raise await self._partial(WorkerShutdown(str(why)), attempt) from why
         except JobError as error:
             if not RULES[type(error)].retryable:
-                await self._abandon(attempt)
+                await self.abandon(attempt)
             raise await self._failure(error, attempt) from error
         finally:
             spans.describe_end(reason)
@@ -296,8 +296,8 @@ class RunLLMOnGPU:
             self._hung.set()
         return self._hung.is_set()
 
-    async def _abandon(self, attempt: Attempt) -> None:
-        """Cancel what goes on at a provider, because no attempt follows."""
+    async def abandon(self, attempt: Attempt) -> None:
+        """Cancel what goes on at a provider, because no attempt continues it."""
         if attempt.provider_response.response_id and isinstance(self._engine, Abandons):
             await self._engine.abandon(attempt.provider_response)
 

@@ -96,7 +96,8 @@ class Flight:
         None: the attempt is to generate.
         """
         waits = False
-        while self._place is not None:
+        # An attempt that holds the claim would wait for itself.
+        while self._place is not None and self._renewing is None:
             answers, key = self._place
             try:
                 answer, entry = await answers.find(key)

@@ -66,7 +66,8 @@ class Attempt:
         """See Generation."""
         self.beat_now = asyncio.Event()
         """Set when the next heartbeat must not wait."""
-        self._beaten = False
+        self._known_response = ""
+        """The id of the response that Temporal knows, or is being told."""
         self._last: Output | None = None
         """The engine's last output, once there is one."""
         self.max_output_bytes = 0
@@ -165,9 +166,9 @@ class Attempt:
         Raises ResultTooLarge if it exceeds what the job's result may hold, which then lacks it.
         """
         now, so_far = datetime.now(UTC), self._writer.output
-        if self.provider_response.response_id and not self._beaten:
+        if (response_id := self.provider_response.response_id) and response_id != self._known_response:
             # A worker that is lost before Temporal knows the id pays twice.
-            self._beaten = True
+            self._known_response = response_id
             self.beat_now.set()
         self.watchdog.move(DECODE if output.token_ids else None)
         logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)

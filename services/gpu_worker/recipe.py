@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import threading
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -32,12 +34,17 @@ class Recipe:
         return self._reading.result() if self._reading.done() else None
 
     async def _read(self) -> bytes | None:
-        settings, digest = self._settings, sha256()
+        settings, digest, stopped = self._settings, sha256(), threading.Event()
+        # An alias of a trained model names other weights one day, whatever the revision says.
+        revision = "" if settings.is_trained else settings.model_revision
         try:
-            weights = settings.model_revision or await asyncio.to_thread(_digest_of, Path(self._folder))
+            weights = revision or await asyncio.to_thread(_digest_of, self._folder, stopped)
         except OSError as error:
             _log.warning("the cache of answers is not used: the files of the model cannot be read: %s", error)
             return None
+        finally:
+            # The process ends once its threads have.
+            stopped.set()
         # A trained model is in a folder of another name each time.
         path = "" if settings.is_trained else settings.model_path
         for part in (
@@ -51,19 +58,24 @@ class Recipe:
         return digest.digest()
 
 
-def _digest_of(folder: Path) -> str:
-    """Return a digest of the files of a folder; empty for what is no folder here. Raises OSError."""
-    if not str(folder) or not folder.is_dir():
+def _digest_of(name: str, stopped: threading.Event) -> str:
+    """Return a digest of the files of a folder; empty for what is no folder here. Raises OSError.
+
+    It returns anything at all once it is `stopped`.
+    """
+    folder = Path(name)
+    # The path of an empty name is the current folder.
+    if not name or not folder.is_dir():
         return ""
     digest = sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts):
+        inner = path.relative_to(folder)
+        if any(part.startswith(".") for part in inner.parts):
             continue
-        digest.update(sha256(str(name).encode()).digest())
+        digest.update(sha256(os.fsencode(inner)).digest())
         of_file = sha256()
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
+            while (block := file.read(_BLOCK)) and not stopped.is_set():
                 of_file.update(block)
         digest.update(of_file.digest())
     return digest.hexdigest()

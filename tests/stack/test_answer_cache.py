@@ -49,7 +49,7 @@ async def test_the_answer_is_kept_until_its_job_is_deleted(stub: LlmServiceStub,
 
 
 async def test_equal_jobs_at_once_generate_once(stub: LlmServiceStub, prompt: str) -> None:
-    slow = {"params": {"max_tokens": 200, "seed": 4}}
+    slow = {"params": {"max_tokens": 1000, "seed": 4}}
     first = (await stub.Submit(llm_pb2.SubmitRequest(job=job(prompt, **slow)))).workflow_id
     await until_output(stub, first)
     others = await asyncio.gather(*(run_job(stub, job(prompt, **slow)) for _ in range(4)))

@@ -24,7 +24,8 @@ from tests.support.stacks import FAST, stack_settings
 from tests.support.versions import until
 from tests.support.watchers import watch_in_pieces, when_output_reaches
 
-TOKENS = 300
+TOKENS = 900
+"""A job has them for seconds, so that it has not ended when its worker is killed."""
 
 
 def background(address: str, **options: Any) -> Engine:
@@ -181,6 +182,38 @@ async def test_an_end_that_is_none(last: dict[str, Any], error: type[Exception],
         await engine.close()
     assert "secret" not in str(raised.value)
     assert generation.provider_response.response_id == kept
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+async def test_a_response_that_cannot_be_read_on_is_begun_again(status: int) -> None:
+    """A provider may keep a response, and its stream for a shorter time."""
+    begun = events(CREATED, DELTA, ended("completed", usage=None))
+
+    async def answer(request: web.Request) -> web.Response:
+        return await begun(request) if request.method == "POST" else web.json_response({}, status=status)
+
+    async with scripted(answer) as address:
+        engine = background(address)
+        left = internal_pb2.ProviderResponse(response_id="resp_0", sequence_number=9)
+        generation = Generation("1", job())
+        generation.provider_response.CopyFrom(left)
+        assert text_of([output async for output in engine.generate(generation)]) == "a"
+        continued = Generation("2", job(), (0,), "some")
+        continued.provider_response.CopyFrom(left)
+        with pytest.raises(CannotContinue):
+            _ = [output async for output in engine.generate(continued)]
+        await engine.close()
+    assert not continued.provider_response.response_id
+
+
+async def test_an_id_of_a_response_has_a_maximum_length() -> None:
+    """It would be in every heartbeat."""
+    async with scripted(events({**CREATED, "response": {"id": "r" * 2000, "status": "queued"}})) as address:
+        engine, generation = background(address), Generation("1", job())
+        with pytest.raises(EngineFailed, match="too long"):
+            _ = [output async for output in engine.generate(generation)]
+        await engine.close()
+    assert not generation.provider_response.response_id
 
 
 @pytest.mark.parametrize("way", ["no answer", "no event", "no end", "completion"])

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gateway.left_output import recovered_output
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.answer_cache import AnswerCache
+from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.recipe import Recipe
+from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.objects import open_objects
 from store.outputs import write_output
@@ -320,6 +322,18 @@ async def test_a_zombies_records_are_void(engine: Engine) -> None:
     zombie.tokens_made.token_offset += len(zombie.tokens_made.token_ids)
     result = await Worker(engine, await refill([*left, takes_over, zombie])).run(JOB, attempt=3)
     assert result.output == (await Worker(engine, MemoryFeed()).run(JOB)).output
+
+
+async def test_temporal_is_told_of_each_response_of_a_provider_at_once() -> None:
+    """Of one that takes the place of a lost one, too: a worker that is killed before that pays twice."""
+    request = internal_pb2.RunRequest(job=JOB)
+    attempt = Attempt(request, 2, datetime.now(UTC), KEY, "w", MemoryFeed(), SETTINGS, ReportThrottle())
+    await attempt.start(first=True)
+    for id_, now in (("", False), ("resp_1", True), ("resp_1", False), ("", False), ("resp_2", True)):
+        attempt.provider_response.response_id = id_
+        await attempt.add(Output("", (), 1))
+        assert attempt.beat_now.is_set() == now, id_
+        attempt.beat_now.clear()
 
 
 async def test_a_failure_carries_what_was_made(engine: Engine) -> None:

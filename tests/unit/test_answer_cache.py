@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import os
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -172,6 +174,41 @@ async def test_weights_that_cannot_be_read_are_no_weights(workers: Workers, tmp_
     await workers.run(cached_job(), ONE)
 
 
+async def test_an_engine_without_a_folder_has_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated one, for example. Those of the current folder are not the model's."""
+    monkeypatch.chdir(tmp_path)
+    found = set()
+    for data in (b"0", b"1"):
+        (tmp_path / "log").write_bytes(data)
+        found.add(await Recipe(SETTINGS, "").digest())
+    assert len(found) == 1
+
+
+async def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"weights-\xff")).write_bytes(b"0")
+    assert await Recipe(SETTINGS, str(tmp_path)).digest() is not None
+
+
+async def test_a_trained_model_has_no_revision_but_its_files(tmp_path: Path) -> None:
+    """Its alias names other weights one day."""
+    trained = GpuWorkerSettings(engine="torch", model="weather@latest", model_tenant="acme", model_revision="1")
+    assert trained.is_trained
+    found = set()
+    for data in (b"0", b"1"):
+        (tmp_path / "weights").write_bytes(data)
+        found.add(await Recipe(trained, str(tmp_path)).digest())
+    assert len(found) == 2
+
+
+def test_a_worker_that_stops_does_not_wait_for_its_weights(tmp_path: Path) -> None:
+    """To read so many would take many minutes."""
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(1 << 40)
+    begun = time.monotonic()
+    assert asyncio.run(Recipe(SETTINGS, str(tmp_path)).digest()) is None
+    assert time.monotonic() - begun < 100
+
+
 async def test_an_answer_is_taken_while_it_is_young_enough(engine: Engine) -> None:
     now = 0.0
     workers = Workers(engine, lambda: now)
@@ -208,11 +245,12 @@ async def test_of_equal_jobs_one_generates(workers: Workers) -> None:
     assert workers.generated == 2
 
 
-async def test_a_job_that_fails_lets_the_next_one_generate(workers: Workers) -> None:
-    """Nothing is kept of a job that did not succeed, and nobody waits for it."""
+async def test_a_job_that_fails_lets_the_next_one_generate(engine: Engine) -> None:
+    """Nothing is kept of a job that did not succeed, and nobody waits for it. No claim ends by itself here."""
+    workers = Workers(engine, lambda: 0.0)
     prompt = "[[fault:failed@500:once]] go"
     job = cached_job(prompt, params={"max_tokens": 600})
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(60):
         failing = asyncio.create_task(workers.run(job, ONE))
         await workers.until_generated()
         waiting = asyncio.create_task(workers.run(job))
@@ -246,6 +284,21 @@ async def test_an_output_that_another_attempt_began_is_not_kept(workers: Workers
     resumed = await workers.new(await refill(records[:half])).run(job, 2, workflow_id=ONE, cache=True)
     assert resumed.output == whole.output
     assert not (await workers.run(cached_job(params={"seed": 3}))).metadata.cached
+
+
+async def test_an_attempt_that_starts_over_does_not_wait_for_itself(workers: Workers) -> None:
+    """Its engine cannot continue what another worker has begun, and it holds the claim by then."""
+    feed = MemoryFeed()
+    await workers.new(feed).run(cached_job(params={"seed": 3}), workflow_id=ONE)
+    records = await log_of(feed)
+    half = [place for place, record in enumerate(records, 1) if record.HasField("tokens_made")][10]
+    job = cached_job(params={"seed": 4})
+    async with asyncio.timeout(10):
+        resumed = await workers.new(await refill(records[:half])).run(job, 2, workflow_id=ONE, cache=True)
+    assert (resumed.metadata.cached, resumed.metadata.rewinds) == (False, 1)
+    again = await workers.run(job)
+    assert again.output == resumed.output
+    assert again.metadata.cached, "it has generated all of it"
 
 
 async def test_a_cache_that_fails_is_no_cache(engine: Engine) -> None:

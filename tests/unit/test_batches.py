@@ -118,6 +118,9 @@ def test_a_line_may_be_a_job_of_its_own() -> None:
         assert line.watch
         assert len(job_of(line).notify) == 1
     assert problems(ours("a", timeouts={"queue": "9s"}))["timeouts.queue"].endswith('needs "watch": true')
+    cached = ours("a", cache={"ttl": "60s"}, params={"seed": 1, "max_tokens": 9})
+    assert problems(cached)["cache"].endswith('needs "watch": true')
+    assert job_of(one({**cached, "watch": True})).cache.ttl.seconds == 60
     assert job_of(one(ours("a", timeouts={"run": "9s"}))).timeouts.run.seconds == 9
 
 

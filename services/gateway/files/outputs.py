@@ -77,10 +77,11 @@ class OutputPart:
     async def remove(self, job: internal_pb2.JobRemains) -> bool:
         """See JobPart. An object that an attempt writes even later is swept."""
         try:
-            if is_batch(job.workflow_id):
-                await remove_all(self._store, folder_of(job.workflow_id, tenant_of(job.workflow_id)))
-            else:
+            if not is_batch(job.workflow_id):
                 await remove_outputs(self._store, job.workflow_id)
+            # The id of a step of a pipeline does not say whether it is a job or a batch.
+            if is_batch(job.workflow_id) or "/" in job.workflow_id:
+                await remove_all(self._store, folder_of(job.workflow_id, tenant_of(job.workflow_id)))
         except StoreUnavailable as error:
             _log.warning("the output of %s cannot be removed yet: %s", job.workflow_id, error)
             return False

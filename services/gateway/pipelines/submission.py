@@ -90,7 +90,7 @@ class PipelineSubmission:
         if found is not None and not resumed:
             return found
         if pipeline.HasField("training"):
-            # It would be told after hours otherwise. Others may take the room meanwhile.
+            # Otherwise the training fails after hours. Others may take the room meanwhile.
             await self._trained.require_room(caller.tenant, pipeline.training)
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
         chosen = self._options(caller, pipeline, hash_)

@@ -183,13 +183,15 @@ class ItemRunner:
         return None, error
 
     async def _close(self, attempt: ItemAttempt, error: JobError) -> None:
-        """Publish what a failed attempt made, and how it ended."""
+        """Publish what a failed attempt made, and how it ended. Cancel what goes on at a provider."""
         try:
             await attempt.publish()
         except JobError:
             _log.debug("the last piece of the output is too large")
         attempt.close(error)
         await attempt.end(llm_pb2.FINISH_REASON_ERROR)
+        # The heartbeat of a chunk has no responses of providers, so the next attempt begins another one.
+        await self._jobs.abandon(attempt)
 
     def _ended(
         self,

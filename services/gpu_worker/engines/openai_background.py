@@ -30,6 +30,10 @@ _OF_VLLM: Final = (
 )
 """What the API of responses does not have, by the names of servers that know vLLM's parameters."""
 _ABANDON_SECONDS: Final = 10
+_GONE: Final = (400, 404, 409, 410, 422)
+"""HTTP statuses of a response that cannot be read on: it is not kept any more, or its stream is not."""
+_MAX_ID_LENGTH: Final = 1024
+"""Maximum length of the id of a response. It is in every heartbeat of the attempt."""
 _REPLACED: Final = "output_replaced"
 """The code of this suite's own front for an output that was replaced meanwhile."""
 
@@ -107,7 +111,9 @@ class Background:
             after["starting_after"] = response.sequence_number
         try:
             return await self._client.responses.retrieve(response.response_id, stream=True, **after)
-        except openai.NotFoundError:
+        except openai.APIStatusError as error:
+            if error.status_code not in _GONE:
+                raise
             raise _Lost("the provider does not know the response any more") from None
 
 
@@ -137,6 +143,8 @@ class _Place:
         """Return the output of an event, which may be empty. Raises JobError where the response has failed."""
         match event.type:
             case "response.created" | "response.queued" | "response.in_progress":
+                if len(event.response.id) > _MAX_ID_LENGTH:
+                    raise EngineFailed("the provider's id of the response is too long")
                 self.response.response_id = event.response.id
             case "response.output_text.delta":
                 return self._delta(event.delta.encode(errors="replace"))

@@ -134,7 +134,7 @@ _SAMPLING: tuple[tuple[str, Any, str], ...] = (
     ("min_p", float, "Drop tokens below this share of the highest probability."),
     ("max_tokens", WholeNumber(), "Maximum number of output tokens."),
     ("min_tokens", WholeNumber(), "Minimum number of output tokens."),
-    ("seed", WholeNumber(bits=64), "Makes sampling reproducible."),
+    ("seed", WholeNumber(bits=64), "Draw the same random numbers as other jobs of this seed."),
     ("presence_penalty", float, "Penalises tokens that occur in the output; -2 to 2."),
     ("frequency_penalty", float, "Penalises tokens by the number of their occurrences; -2 to 2."),
     ("repetition_penalty", float, "Divides the scores of tokens that occur in prompt or output; above 0, at most 2."),
