@@ -955,9 +955,9 @@ class StepStatus(_message.Message):
     """What the step is. Set from its begin on."""
     @_builtins.property
     def counts(self) -> _common_pb2.WorkCounts:
-        """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step: of the latter once it
-        has ended, of a batch while it runs, too, about once a second. Steps beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset
-        without steps below.
+        """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step. Those of a pipeline are
+        set once it has ended. Those of a batch are set while it runs, too: about once a second, of the first 16 batches that run. Steps
+        beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset without steps below.
         """
 
     @_builtins.property

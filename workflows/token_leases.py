@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from temporalio import workflow
@@ -61,6 +62,10 @@ async def leased(ask: Callable[[], internal_pb2.LeaseRequest | None]) -> interna
         if answer.leased_tokens or answer.never:
             return answer
         with suppress(TimeoutError):
-            await workflow.wait_condition(lambda asked=request: ask() != asked, timeout=pause)
+            await workflow.wait_condition(partial(_has_changed, ask, request), timeout=pause)
         pause = min(2 * pause, _MAX_PAUSE)
     return internal_pb2.LeaseResponse()
+
+
+def _has_changed(ask: Callable[[], internal_pb2.LeaseRequest | None], request: internal_pb2.LeaseRequest) -> bool:
+    return ask() != request

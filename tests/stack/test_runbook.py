@@ -276,7 +276,9 @@ async def a_batch_stands_still(site: Site) -> AsyncIterator[Situation]:
         return (await stubs.get(id_)).state == batch_pb2.BATCH_STATE_RUNNING
 
     await until(begun)
-    yield Situation({"BATCH": id_, "QUEUE": "llm-gpu-activities.idle"}, (r"(?i)running", r"activity +[1-9]", "docstrings"))
+    yield Situation(
+        {"BATCH": id_, "QUEUE": "llm-gpu-activities.idle"}, (r"(?i)running", r"activity +[1-9]", "docstrings")
+    )
 
 
 @asynccontextmanager

@@ -227,7 +227,7 @@ async def test_an_answer_is_taken_while_it_is_young_enough(engine: Engine) -> No
 
 
 async def test_of_equal_jobs_one_generates(workers: Workers) -> None:
-    """The others wait without a seat, so a worker of one seat runs something else meanwhile."""
+    """The others wait without a seat: another attempt of the same worker gets it meanwhile."""
     settings = SETTINGS.model_copy(update={"max_concurrent": 1})
     async with asyncio.timeout(60):
         slow = cached_job(params={"max_tokens": 1000})

@@ -123,6 +123,7 @@ DETERMINISTIC = {
     "__future__",
     "asyncio",
     "collections",
+    "contextlib",
     "dataclasses",
     "datetime",
     "functools",
@@ -134,7 +135,7 @@ DETERMINISTIC = {
 }
 """Top-level modules that workflow code may import, next to those in OF_TEMPORAL: no clock, socket or randomness."""
 OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
-OF_PIPELINES = {"contextlib", "json", "pipelines", "types"}
+OF_PIPELINES = {"json", "pipelines", "types"}
 """Top-level modules that the code of pipelines may import as well."""
 PURE = {
     "base64",
