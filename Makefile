@@ -51,16 +51,16 @@ test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/st
 else
 # In their order, the files of tests/chaos, which take the longest, begin first.
 test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
-	$(DEV)/bin/python -m pytest -m "not vllm and not bench" -n 5 --dist loadfile --no-loadscope-reorder
+	$(DEV)/bin/python -m pytest -m "not vllm and not long" -n 5 --dist loadfile --no-loadscope-reorder
 endif
 
-.PHONY: test-bench
-test-bench: $(DEV)/.installed ## Run the scripts of bench/ at their smallest sizes, of which make test runs six
-	$(DEV)/bin/python -m pytest tests/stack/test_bench.py
+.PHONY: test-long
+test-long: $(DEV)/.installed ## Run the tests that make test leaves out because they take long: machines and rollouts, the runbook, most of bench/
+	$(DEV)/bin/python -m pytest -m "long and not vllm" -n 2 --dist loadfile
 
 .PHONY: check
 check: lint ## Run lint, and the tests of units and of contracts without servers of others (S3, KMS, PostgreSQL, Kafka, a NATS cluster): under a minute
-	$(DEV)/bin/python -m pytest -m "not vllm and not bench and not server" -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick tests/contract tests/unit
+	$(DEV)/bin/python -m pytest -m "not vllm and not long and not server" -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick tests/contract tests/unit
 
 # Each in an environment of its own, because their versions collide.
 .PHONY: test-clients

@@ -18,6 +18,7 @@ from tests.support.nats_cluster import Cluster, running_cluster
 from tests.support.stacks import FAST, stack_settings
 from tests.support.watchers import watch_in_pieces, when_output_reaches
 
+pytestmark = pytest.mark.long
 TOKENS = 1500
 PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
 FAST_WORKER = {

@@ -30,8 +30,9 @@ from tests.support.machines import Machines, machines
 from tests.support.network import Delay, Link, NoNetwork, network
 from tests.support.stacks import FAST
 
+pytestmark = pytest.mark.long
 ROUNDS = int(os.environ.get("CHAOS_LINK_ROUNDS", "0"))
-"""Number of long rounds. CI runs one that is short."""
+"""Number of long rounds. `make test-long` runs one that is short."""
 long = pytest.mark.skipif(not ROUNDS, reason="takes minutes: make chaos, or CHAOS_LINK_ROUNDS=1")
 GATEWAYS = ("gateway1", "gateway2")
 WORKERS = ("worker1", "worker2")

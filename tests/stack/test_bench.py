@@ -34,11 +34,11 @@ SCRIPTS = {
 """Scripts that do not need vLLM, with the peers that each measures."""
 
 IN_EVERY_RUN = {"first_token", "payload_cost", "temporal_cost", "batch", "pipeline_steps", "idle_memory"}
-"""Of each kind of stack and peer one. The others take minutes in all: make test-bench runs them."""
+"""Of each kind of stack and peer one. make test-long runs the others, which take minutes in all."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.bench) for name in SCRIPTS]
+    "name", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.long) for name in SCRIPTS]
 )
 async def test_a_script_prints_one_report_with_its_peers(name: str) -> None:
     report = await report_of(name)

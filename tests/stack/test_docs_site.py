@@ -79,6 +79,7 @@ class Resources(HTMLParser):
 
 
 @needs_sphinx
+@pytest.mark.long
 async def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     """Each is named, and the site of before stays."""
     root, site = tmp_path / "root", tmp_path / "site"

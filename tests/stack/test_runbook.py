@@ -353,6 +353,7 @@ SITUATIONS: dict[tuple[str, ...], Callable[[Site], AbstractAsyncContextManager[S
 """How the situations come about that blocks of the page name. Blocks without one run where all is well."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", SITUATIONS, ids=lambda names: names[0] or "well")
 async def test_the_commands_show_what_their_section_speaks_of(site: Site, names: tuple[str, ...]) -> None:
     """They run in the order of the page, each once."""

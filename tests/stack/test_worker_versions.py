@@ -230,6 +230,7 @@ async def stream_jobs(client: AsyncClient, stopped: asyncio.Event) -> list[llm_p
     return results
 
 
+@pytest.mark.long
 async def test_a_roll_out_under_load_fails_no_call_and_loses_no_attempt(versions: Versions) -> None:
     """Every worker and gateway is replaced while jobs stream. A pipeline first ends on its old code."""
     old, new = (versions.gateways[build] for build in ("1.0", "1.1"))
