@@ -216,6 +216,7 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     assert result_of(await train(tenants, dataset, seed=2)).version == 3
 
 
+@pytest.mark.long
 async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(stack: Stack, tenants: Tenants) -> None:
     dataset = await tenants.dataset(sentences(40, seed=2))
     spec = {"steps": STEPS, "checkpoint_every": 5, "model": "killed"}
@@ -238,6 +239,7 @@ async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(
     assert not objects(stack, "training/checkpoints")
 
 
+@pytest.mark.long
 async def test_a_trainer_that_stops_hands_over_at_its_step(stack: Stack, tenants: Tenants) -> None:
     """What it has done since the last checkpoint is not done again, and the store away for a while costs nothing."""
     dataset = await tenants.dataset(sentences(40, seed=3))
@@ -262,6 +264,7 @@ async def test_a_trainer_that_stops_hands_over_at_its_step(stack: Stack, tenants
     assert f"training begins at step {stopped} of 300" in trainer.log
 
 
+@pytest.mark.long
 async def test_a_cancelled_training_keeps_its_last_checkpoint_and_an_equal_one_goes_on(
     stack: Stack, tenants: Tenants
 ) -> None:

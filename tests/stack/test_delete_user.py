@@ -26,7 +26,7 @@ from tests.support.pipelines import new_pipeline
 from tests.support.pipelines import submit as submit_pipeline
 from tests.support.schedules import create, new_schedule, trigger
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def objects_of(stack: Stack) -> set[Path]:

@@ -276,6 +276,7 @@ async def relay(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Async
         yield running
 
 
+@pytest.mark.long
 async def test_a_lost_workers_job_is_paid_once(relay: Stack, stub: LlmServiceStub) -> None:
     """`kill -9` in mid-stream, then SIGTERM: the provider runs one job each, and its text comes without a rewind."""
     params = {"max_tokens": TOKENS, "seed": 11}
@@ -323,6 +324,7 @@ async def test_a_lost_workers_job_is_paid_once(relay: Stack, stub: LlmServiceStu
             await worker.wait_ready()
 
 
+@pytest.mark.long
 async def test_a_cancelled_job_is_cancelled_at_the_provider(relay: Stack, stub: LlmServiceStub) -> None:
     async with grpc.aio.insecure_channel(relay.address("gateway")) as channel:
         own = LlmServiceStub(channel)

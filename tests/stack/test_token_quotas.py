@@ -262,6 +262,7 @@ async def test_batches_without_a_budget_use_no_more_than_the_day_has(gateways: l
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.long
 async def test_a_batch_goes_on_with_what_a_day_has(temporal: Client, gateway: TenantGateway) -> None:
     """It succeeds to the token once there is room. An item that no day has room for ends its batch."""
     await start_ledger(temporal, "tokens-next-day", day=TODAY, used_tokens=LIMIT - 30, **SOON)
@@ -274,6 +275,7 @@ async def test_a_batch_goes_on_with_what_a_day_has(temporal: Client, gateway: Te
     assert await usage(gateway.of("tokens-next-day")) == (LIMIT, 0)
 
 
+@pytest.mark.long
 async def test_the_steps_of_a_pipeline_wait_where_the_day_has_no_more(gateway: TenantGateway) -> None:
     """Each leases the most that its job may generate. They use what there is, and no more."""
     stub = gateway.of("tokens-steps")

@@ -213,6 +213,7 @@ async def test_a_world_with_a_failed_leaf_keeps_the_rest_and_goes_on_when_it_is_
     assert (await submit(clients.pipelines, request)).root.end_time == more.status.root.end_time
 
 
+@pytest.mark.long
 async def test_a_failed_world_without_any_text_goes_on_as_well(clients: Clients) -> None:
     """An answer that is no JSON is a job that has succeeded, and nevertheless is run again."""
     request = new_world("broken", posts=0, images=0)
@@ -226,6 +227,7 @@ async def test_a_failed_world_without_any_text_goes_on_as_well(clients: Clients)
     assert reason_of((await follow(clients.pipelines, id_)).status.root.error) == "INVALID_OUTPUT"
 
 
+@pytest.mark.long
 async def test_a_failed_world_does_not_go_on_when_its_schedule_tries_its_start_again(clients: Clients) -> None:
     """As it does when it has not learned that the start was done: nobody has asked for another run."""
     world = new_world("", posts=0, images=0)
