@@ -12,8 +12,10 @@ from services.gateway.batches.activities import BatchActivities
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
+from services.gateway.owned_deletion import OwnedDeletion
 from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.texts import PipelineTexts
+from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -31,6 +33,9 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.recover_output: LocalActivities.recover_output,
     activities.forget_feed: LocalActivities.forget_feed,
     activities.find_ended_jobs: LedgerActivities.find_ended_jobs,
+    activities.lease_tokens: OpenJobQuotas.lease,
+    activities.delete_schedules: OwnedDeletion.delete_schedules,
+    activities.delete_files: OwnedDeletion.delete_files,
     activities.stop_job: DeletionSteps.stop_job,
     activities.inspect_job: DeletionSteps.inspect_job,
     activities.keep_job_id: DeletionSteps.keep_job_id,
