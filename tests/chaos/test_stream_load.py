@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
 
     async def reads(self) -> int:
         """Return the number of calls so far that read jobs from Temporal, as Temporal counts them."""
-        calls, _ = await TemporalCounts(self.stack).settled(self.temporal)
+        calls, *_ = await TemporalCounts(self.stack).settled(self.temporal)
         return sum(calls[operation] for operation in READS)
 
     async def subscriptions(self) -> int:

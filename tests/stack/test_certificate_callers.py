@@ -72,8 +72,8 @@ async def test_a_certificate_calls_what_its_rule_says(
     name = caller if caller in channels else f"{caller}/{scope.replace(':', '/')}"
     if caller == "with":
         error = await call(channels[name], method, ())
-        # A batch needs another scope as well, and no gateway knows the pipeline.
-        otherwise = {"CreateBatch": "MISSING_SCOPE", "SubmitPipeline": "INVALID_REQUEST"}
+        # Two need other scopes as well, and no gateway knows the pipeline.
+        otherwise = {"CreateBatch": "MISSING_SCOPE", "DeleteUser": "MISSING_SCOPE", "SubmitPipeline": "INVALID_REQUEST"}
         assert (reason_of(error)[1] if error is not None else None) == otherwise.get(method, nothing_at(method))
         return
     # Before a byte of the request is parsed.

@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import JobDeleted
-from feed.memory import MemoryFeed
+from feed.memory import MemoryAnswers, MemoryFeed
 from jobs import names
 from jobs.ids import deletion_workflow_id, delivery_workflow_id, workflow_id
 from llm_pb import llm_pb2
@@ -288,7 +288,7 @@ async def test_a_wrong_not_found_of_temporals_frees_no_id(stack: Stack, stub: Ll
         client = await Client.connect(address, data_converter=data_converter)
         deliveries, feed = DeliveryReader(client), MemoryFeed()
         reader = JobReader(client, Models([]), deliveries, feed)
-        steps = DeletionSteps(client, feed, reader, deliveries, GatewaySettings(), None, None)
+        steps = DeletionSteps(client, feed, MemoryAnswers(), reader, deliveries, GatewaySettings(), None, None)
         for step in (steps.inspect_job, steps.keep_job_id):
             proxy.unknown["DescribeWorkflowExecution"] = 2
             # Tried again, as any error of a step.

@@ -270,13 +270,14 @@ UNUSED = {
     "llm_batch_ended_total",
     "llm_pipeline_ended_total",
     "llm_pipeline_steps_total",
+    "llm_job_cache_total",
     "llm_training_steps_total",
     "llm_training_tokens_total",
     "llm_training_loss_ratio",
     "llm_training_checkpoint_duration_seconds",
 }
-"""Metrics that are served once a job has paused, a batch or a pipeline has run, and by a trainer: see test_seats,
-test_observability and tests/chaos/test_training.py."""
+"""Metrics that are served once a job has paused or has asked the cache of answers, a batch or a pipeline has run, and
+by a trainer: see test_seats, test_observability, tests/unit/test_answer_cache.py and tests/chaos/test_training.py."""
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
 """Labels that Temporal adds to the metrics of a workflow."""
 
