@@ -18,6 +18,9 @@ MAX_OPTIONAL: Final = 512
 """Maximum number of properties of an object that it need not have. Compiling takes the square of it."""
 MAX_PATTERN_BYTES: Final = 4 * 1024
 """Maximum size of all different patterns of a schema together."""
+_COSTLY: Final = frozenset(("maxLength", "minLength", "pattern", "patternProperties", "properties"))
+"""The keywords that are read here."""
+_CONTAINERS: Final = (dict, list)
 _SHOWN: Final = 60
 """Maximum number of characters of a pattern that an error message shows."""
 
@@ -27,6 +30,9 @@ def check_schema(schema: dict[str, Any]) -> None:
     patterns: dict[str, None] = {}
     lengths: set[tuple[float, float]] = set()
     for item in _objects(schema):
+        # Most objects say none of it, and a hostile schema has 20,000 of them.
+        if _COSTLY.isdisjoint(item):
+            continue
         _check_optional(item)
         patterns.update(dict.fromkeys(_patterns(item)))
         lengths.add((_length(item.get("minLength")), _length(item.get("maxLength"))))
@@ -50,21 +56,23 @@ def _patterns(item: dict[str, Any]) -> Iterator[str]:
 
 
 def _objects(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every object in the schema. Raises TooCostly for one that is nested too deeply.
+    """Yield every object in the schema that is not empty. Raises TooCostly for one that is nested too deeply.
 
     They include data, such as the values of an enum: to distinguish those from a property named "enum" is not worth the
     effort.
     """
-    waiting: list[tuple[Any, int]] = [(schema, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        if depth > MAX_DEPTH and isinstance(item, dict | list):
-            raise TooCostly(f"must nest objects and arrays at most {MAX_DEPTH} deep")
-        if isinstance(item, dict):
-            yield item
-            waiting.extend((value, depth + 1) for value in item.values())
-        elif isinstance(item, list):
-            waiting.extend((value, depth + 1) for value in item)
+    level: list[dict[str, Any] | list[Any]] = [schema]
+    for _ in range(MAX_DEPTH):
+        inner: list[dict[str, Any] | list[Any]] = []
+        for item in level:
+            if isinstance(item, dict):
+                yield item
+            values = item.values() if isinstance(item, dict) else item
+            inner.extend([value for value in values if value and isinstance(value, _CONTAINERS)])
+        if not inner:
+            return
+        level = inner
+    raise TooCostly(f"must nest objects and arrays at most {MAX_DEPTH} deep")
 
 
 def _check_optional(item: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ def schema_of(pattern: str) -> str:
     return json.dumps({"pattern": pattern, "a": [{}] * empty}, separators=(",", ":"))
 
 
+def schema_of_many(piece: str) -> str:
+    """Return a schema of the maximum length that holds the piece again and again."""
+    return '{"a":[%s]}' % ",".join([piece] * ((MAX_SCHEMA_BYTES - len('{"a":[]}')) // (len(piece) + 1)))
+
+
 def longest(pieces: Iterable[str], size: int = MAX_REGEX_BYTES) -> str:
     """Join as many of the pieces as fit into `size` bytes."""
     text = bytearray()
@@ -152,6 +157,13 @@ BODIES: Final[Mapping[str, tuple[str, bytes]]] = {
             params={"json_schema": schema_of(EXPRESSIONS["different parts before what separates none"])},
         ),
     ),
+    **{
+        f"a schema of many {what}": (
+            "Submit",
+            submit(user_id="", model="structured", params={"json_schema": schema_of_many(piece)}),
+        )
+        for what, piece in {"patterns": '{"pattern":""}', "lengths": '{"maxLength":1}', "arrays": "[[[[0]]]]"}.items()
+    },
     "as many bad texts as are counted": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (MAX_FIELDS // 2 - 8))),
     "as many stop texts as are counted": ("Submit", in_params(length_delimited(8, b"\xff" * 240) * (MAX_FIELDS - 10))),
     "4 MiB of a prompt": ("Submit", submit(prompt="x" * (4 * MIB - 1000))),
