@@ -57,7 +57,8 @@ def schema_of(pattern: str) -> str:
 
 def schema_of_many(piece: str) -> str:
     """Return a schema of the maximum length that holds the piece again and again."""
-    return '{"a":[%s]}' % ",".join([piece] * ((MAX_SCHEMA_BYTES - len('{"a":[]}')) // (len(piece) + 1)))
+    pieces = [piece] * ((MAX_SCHEMA_BYTES - len('{"a":[]}')) // (len(piece) + 1))
+    return f'{{"a":[{",".join(pieces)}]}}'
 
 
 def longest(pieces: Iterable[str], size: int = MAX_REGEX_BYTES) -> str:
