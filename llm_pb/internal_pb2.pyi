@@ -362,26 +362,22 @@ class ProviderResponse(_message.Message):
     RESPONSE_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
-    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """The provider's id of it."""
     sequence_number: _builtins.int
     """Number of the last event that the attempt has. Later ones follow it."""
     output_bytes: _builtins.int
     """Size of the output until then, in UTF-8 bytes."""
-    output_tokens: _builtins.int
-    """Number of tokens of the output until then."""
     def __init__(
         self,
         *,
         response_id: _builtins.str = ...,
         sequence_number: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
-        output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "response_id", b"response_id", "sequence_number", b"sequence_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_bytes", b"output_bytes", "response_id", b"response_id", "sequence_number", b"sequence_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

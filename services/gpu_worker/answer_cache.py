@@ -7,6 +7,7 @@ cache, the attempt generates as if there were none.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -25,8 +26,10 @@ from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-_POLL_SECONDS: Final = 0.25
-"""Interval at which an attempt looks for the answer of another one."""
+_FIRST_POLL_SECONDS: Final = 0.25
+"""Interval at which an attempt looks for the answer of another one, at first."""
+_LAST_POLL_SECONDS: Final = 2
+"""The same, after a wait of 16 s. In between it is an eighth of the wait so far."""
 _RENEW_SECONDS: Final = CLAIM_SECONDS / 3
 
 
@@ -95,7 +98,7 @@ class Flight:
 
         None: the attempt is to generate.
         """
-        waits = False
+        waits_since: float | None = None
         # An attempt that holds the claim would wait for itself.
         while self._place is not None and self._renewing is None:
             answers, key = self._place
@@ -113,10 +116,11 @@ class Flight:
             self._turn = entry.turn
             if not entry.claimed:
                 break
-            if not waits:
-                waits = True
+            if waits_since is None:
+                waits_since = time.monotonic()
                 await self._attempt.enter(QUEUED)
-            await asyncio.sleep(_POLL_SECONDS)
+            waited = time.monotonic() - waits_since
+            await asyncio.sleep(min(max(_FIRST_POLL_SECONDS, waited / 8), _LAST_POLL_SECONDS))
         return None
 
     async def take_off(self) -> bool:

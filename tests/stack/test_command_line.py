@@ -134,7 +134,7 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
         " --seed 5 --stop END --stop Q --presence-penalty 0.5 --frequency-penalty -0.5 --repetition-penalty 1.1"
         " --logprobs 2"
         " --choice yes --choice no --user bob --project p1 --request-id all --priority 4 --class background"
-        " --timeout 1h30m"
+        " --timeout 1h30m --cache 10m"
     )
     workflow_id = await cli.submit("Well?", *options.split(), "--notify", url)
     job = llm_pb2.JobRequest(
@@ -147,6 +147,7 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
         job_class=common_pb2.JOB_CLASS_BACKGROUND,
         notify=webhook(url),
         timeouts={"total": {"seconds": 5400}},
+        cache={"ttl": {"seconds": 600}},
         params={
             "temperature": 0.5,
             "top_p": 0.9,

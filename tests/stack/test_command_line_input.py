@@ -111,6 +111,7 @@ async def test_no_value_of_an_option_is_a_traceback(cli: Cli) -> None:
         (("submit", "x", "--seed", HUGE), "--seed"),
         (("submit", "x", "--timeout", f"{HUGE}d"), "--timeout"),
         (("submit", "x", "--timeout", "4000000d"), "--timeout"),
+        (("submit", "x", "--cache", "soon"), "--cache"),
         (("submit", "x", "--request-id", ""), "--request-id"),
         (("submit", "--file", ""), "--file"),
         (("get", NO_UTF_8), "WORKFLOW_ID"),

@@ -145,6 +145,7 @@ async def scripted(answer: Any) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_post("/v1/responses", answer)
     app.router.add_get("/v1/responses/{id}", answer)
+    app.router.add_post("/v1/responses/{id}/cancel", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -204,6 +205,46 @@ async def test_a_response_that_cannot_be_read_on_is_begun_again(status: int) -> 
             _ = [output async for output in engine.generate(continued)]
         await engine.close()
     assert not continued.provider_response.response_id
+
+
+async def test_a_response_that_is_lost_from_its_beginning_is_begun_again() -> None:
+    """Read again it would be lost again, and so on without a pause."""
+    read: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        read.append(request.method)
+        replaced = {"type": "error", "code": "output_replaced", "message": "replaced"}
+        begun = (CREATED, DELTA, ended("completed", usage=None))
+        return await (events(*begun) if request.method == "POST" else events(replaced))(request)
+
+    async with scripted(answer) as address, asyncio.timeout(30):
+        engine, generation = background(address), Generation("1", job())
+        generation.provider_response.CopyFrom(internal_pb2.ProviderResponse(response_id="resp_0", sequence_number=9))
+        assert text_of([output async for output in engine.generate(generation)]) == "a"
+        await engine.close()
+    assert read == ["GET", "GET", "POST"], "after the last event, from the beginning, another one"
+
+
+async def test_a_response_that_ignores_max_tokens_is_cancelled() -> None:
+    cancelled: list[str] = []
+    begun = events(CREATED, *[DELTA] * 100)
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/cancel"):
+            cancelled.append(request.path)
+            return web.json_response({"id": "resp_1", "object": "response", "status": "cancelled"})
+        return await begun(request)
+
+    async with scripted(answer) as address, asyncio.timeout(30):
+        engine = background(address)
+        async with aclosing(engine.generate(Generation("1", job()))) as stream:
+            async for output in stream:
+                if output.finish_reason is not None:
+                    # The attempt reads nothing after the end of the output.
+                    break
+        await engine.close()
+    assert output.finish_reason == LENGTH
+    assert cancelled == ["/v1/responses/resp_1/cancel"]
 
 
 async def test_an_id_of_a_response_has_a_maximum_length() -> None:

@@ -5,7 +5,9 @@ It is read from Temporal where somebody looks, so that it costs the pipeline no 
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Final
 
 from temporalio.client import WorkflowExecutionDescription
@@ -25,6 +27,10 @@ from services.gateway.scopes import gateway_for
 _log = logging.getLogger(__name__)
 MAX_BATCHES: Final = 16
 """Maximum number of batches of a pipeline whose counts are read while they run, the oldest ones."""
+_PATIENCE: Final = timedelta(seconds=2)
+"""Maximum wait for the counts of a batch. One whose workflow is stuck would hold up the answer for 10 s."""
+_MAX_KNOWN: Final = 1000
+"""Maximum number of batches whose last counts are kept."""
 Live = Mapping[int, pipeline_pb2.StepStatus]
 """What is known of steps that run, by the numbers of their nodes: messages with nothing but counts and training."""
 
@@ -32,9 +38,13 @@ Live = Mapping[int, pipeline_pb2.StepStatus]
 class LiveSteps:
     """Reads what steps report while they run."""
 
-    def __init__(self, batches: BatchReader, converter: DataConverter) -> None:
+    def __init__(self, batches: BatchReader, converter: DataConverter, patience: timedelta = _PATIENCE) -> None:
+        """`patience` is the maximum wait for the counts of a batch."""
         self._batches = batches
         self._converter = converter
+        self._patience = patience.total_seconds()
+        self._known: OrderedDict[str, pipeline_pb2.StepStatus] = OrderedDict()
+        """The last counts of batches, by id."""
 
     async def read(
         self,
@@ -42,7 +52,10 @@ class LiveSteps:
         status: pipeline_pb2.PipelineStatus,
         nodes: Iterable[internal_pb2.PipelineNode],
     ) -> Live:
-        """Return what the steps of a pipeline that was just described report. One that does not answer is left out."""
+        """Return what the steps of a pipeline that was just described report.
+
+        A batch that does not answer has its last counts. It is left out if none are known.
+        """
         running = [node for node in nodes if is_live(status, node)]
         batches = [node for node in running if node.step.kind == pipeline_pb2.STEP_KIND_BATCH][:MAX_BATCHES]
         steps = await asyncio.gather(*(self._of_batch(node.step.workflow_id) for node in batches))
@@ -56,11 +69,19 @@ class LiveSteps:
 
     async def _of_batch(self, batch_id: str) -> pipeline_pb2.StepStatus | None:
         try:
-            status = await self._batches.status(gateway_for(batch_id), batch_id)
-        except (ApiError, RPCError, PayloadError, KeysUnavailable) as error:
+            async with asyncio.timeout(self._patience):
+                status = await self._batches.status(gateway_for(batch_id), batch_id)
+        except (ApiError, RPCError, PayloadError, KeysUnavailable, TimeoutError) as error:
             _log.info("%s tells no counts: %r", batch_id, error)
+            return self._known.get(batch_id)
+        if not status.counts.total:
             return None
-        return pipeline_pb2.StepStatus(counts=status.counts) if status.counts.total else None
+        step = pipeline_pb2.StepStatus(counts=status.counts)
+        self._known[batch_id] = step
+        self._known.move_to_end(batch_id)
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
+        return step
 
     async def _of_training(self, description: WorkflowExecutionDescription) -> pipeline_pb2.TrainingProgress | None:
         pending = description.raw_description.pending_activities

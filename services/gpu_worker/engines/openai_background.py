@@ -64,12 +64,14 @@ class Background:
         request = response_request(generation.job, room, self._options)
         while True:
             place = _Place(generation, request["max_output_tokens"], self._options.context_tokens)
+            whole = not (response.sequence_number or generation.resume_token_ids)
             try:
                 async with contextlib.aclosing(self._run(request, place)) as outputs:
                     async for output in outputs:
                         yield output
             except _Lost as why:
-                id_ = response.response_id if why.whole else ""
+                # One that was lost although it was read as a whole would be lost again.
+                id_ = response.response_id if why.whole and not whole else ""
                 response.Clear()
                 response.response_id = id_
                 if generation.resume_token_ids:
@@ -95,6 +97,9 @@ class Background:
             async with stream, contextlib.aclosing(until_silent(stream, self._dead, patience)) as events:
                 async for event in events:
                     output = place.add(event, stream.response.headers)
+                    if place.is_over_bound:
+                        # The attempt may end with the output, and the response would go on.
+                        await self.abandon(place.response)
                     yield output
                     # The attempt has published it.
                     place.note(event)
@@ -125,6 +130,8 @@ class _Place:
         self.resumes = bool(self.response.response_id)
         self.has_progressed = False
         """Whether output has come."""
+        self.is_over_bound = False
+        """Whether the provider has sent more pieces than max_tokens allows, which ends the output."""
         self._max_pieces = max_tokens * PIECES_OF_A_TOKEN
         self._context_tokens = context_tokens
         self._held = generation.resume_text.encode()
@@ -137,7 +144,7 @@ class _Place:
     def note(self, event: Any) -> None:
         """Note that what the event brought was published."""
         self.response.sequence_number = event.sequence_number
-        self.response.output_bytes, self.response.output_tokens = self._bytes, self._tokens
+        self.response.output_bytes = self._bytes
 
     def add(self, event: Any, headers: Mapping[str, str]) -> Output:
         """Return the output of an event, which may be empty. Raises JobError where the response has failed."""
@@ -174,6 +181,7 @@ class _Place:
         self.has_progressed = True
         self._tokens += 1
         if self._tokens >= self._max_pieces:
+            self.is_over_bound = True
             return Output(text, (0,), 0, llm_pb2.FINISH_REASON_LENGTH)
         return Output(text, (0,), 0)
 

@@ -51,6 +51,7 @@ from durable_llm.cli._text import say
     help="Deliver the outcome: URL, nats:SUBJECT, kafka:TOPIC, postgres:TABLE.",
 )
 @click.option("--timeout", type=Duration(), help="Time limit of the whole job, such as 90s, 5m or 1h30m.")
+@click.option("--cache", type=Duration(), help="Take the answer of an equal job if it is not older, and keep its own.")
 @click.option("-w", "--watch", is_flag=True, help="Print the text as it is generated.")
 @quiet_option
 @json_option
@@ -68,6 +69,7 @@ def submit(
     logprobs: int | None,
     notify: tuple[str, ...],
     timeout: timedelta | None,
+    cache: timedelta | None,
     watch: bool,
     quiet: bool,
     as_json: bool,
@@ -85,6 +87,8 @@ def submit(
     params = {**sampling, **chosen, **({"logprobs": logprobs} if logprobs is not None else {})}
     content = content_of(prompt, file, messages)
     targets = [target_of(target) for target in notify]
+    if cache is not None:
+        fields["cache"] = {"ttl": cache}
     request = job_for(connection, params=params, timeout=timeout, notify=targets, **content, **fields)
     again = f"It may have been accepted. Submit it again with --request-id {request.request_id} to find it."
     from durable_llm.errors import Unavailable
