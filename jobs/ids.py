@@ -125,6 +125,11 @@ def ledger_workflow_id(tenant: str) -> str:
     return f"{tenant_prefix(_LEDGER, tenant)}jobs"
 
 
+def files_ledger_workflow_id(tenant: str) -> str:
+    """Return the id of the LLMLedgerWorkflow that counts the files of a tenant, or of none."""
+    return _of_tenant(_LEDGER, tenant, "files")
+
+
 def deletions_ledger_workflow_id(tenant: str) -> str:
     """Return the id of the LLMLedgerWorkflow that counts the open deletions by DeleteJobs of a tenant, or of none."""
     return _of_tenant(_LEDGER, tenant, "deletions")

@@ -1075,12 +1075,16 @@ class LedgerState(_message.Message):
     CHECK_INTERVAL_FIELD_NUMBER: _builtins.int
     DAY_FIELD_NUMBER: _builtins.int
     USED_TOKENS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    FILES_VERSION_FIELD_NUMBER: _builtins.int
     max_updates: _builtins.int
     """Number of updates after which the workflow continues in a new run. Default 1000: Temporal refuses the 2001st of a run."""
     day: _builtins.int
     """The day of used_tokens: the number of UTC days since 1970-01-01."""
     used_tokens: _builtins.int
     """Number of output tokens of the jobs whose slots were released on that day."""
+    files_version: _builtins.int
+    """The version of the last one, 0 before the first."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerSlot]:
         """The slots in use."""
@@ -1095,6 +1099,10 @@ class LedgerState(_message.Message):
     def check_interval(self) -> _duration_pb2.Duration:
         """Minimum time between two checks for slots whose jobs have ended without releasing them. Default 10 s."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
+        """The files that were counted of late: see CountFilesRequest."""
+
     def __init__(
         self,
         *,
@@ -1104,10 +1112,12 @@ class LedgerState(_message.Message):
         check_interval: _duration_pb2.Duration | None = ...,
         day: _builtins.int = ...,
         used_tokens: _builtins.int = ...,
+        files: _abc.Iterable[Global___CountedFile] | None = ...,
+        files_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "files", b"files", "files_version", b"files_version", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1334,6 +1344,122 @@ class LeaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class CountFilesRequest(_message.Message):
+    """Input of the update CountFiles of LLMLedgerWorkflow: a gateway has found room for some files in what Temporal lists of the tenant
+    and in what the ledger has counted of late.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    KNOWN_LEDGER_FIELD_NUMBER: _builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    known_ledger: _builtins.str
+    """CountFilesResponse.ledger as the gateway knows it. Empty: it knows none."""
+    known_version: _builtins.int
+    """CountFilesResponse.version as the gateway knows it."""
+    gone: _builtins.bool
+    """Whether the files are counted in any case: they are gone."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
+        """The files that are about to have their sizes. They are counted only if the gateway knows all that was counted before."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___CountedFile] | None = ...,
+        known_ledger: _builtins.str = ...,
+        known_version: _builtins.int = ...,
+        gone: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "gone", b"gone", "known_ledger", b"known_ledger", "known_version", b"known_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountFilesRequest: _TypeAlias = CountFilesRequest  # noqa: Y015
+
+@_typing.final
+class CountFilesResponse(_message.Message):
+    """Result of the update CountFiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTED_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    counted: _builtins.bool
+    """Whether the files of the request were counted."""
+    ledger: _builtins.str
+    """Identifies the ledger: one that was terminated is followed by another, which begins again at version 0."""
+    version: _builtins.int
+    """The version of what was counted last."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
+        """What was counted of late and the gateway does not know, the files of the request included. A file that was counted longer ago than
+        2 min is not here: Temporal lists it.
+        """
+
+    def __init__(
+        self,
+        *,
+        counted: _builtins.bool = ...,
+        files: _abc.Iterable[Global___CountedFile] | None = ...,
+        ledger: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "files", b"files", "ledger", b"ledger", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountFilesResponse: _TypeAlias = CountFilesResponse  # noqa: Y015
+
+@_typing.final
+class CountedFile(_message.Message):
+    """A file, as a ledger has counted it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    COUNT_TIME_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    """The id of the file."""
+    size: _builtins.int
+    """Size in bytes. 0 for a file that is gone, too."""
+    gone: _builtins.bool
+    """Whether the file is gone."""
+    version: _builtins.int
+    """The version of the ledger that counted it. Unset in a request."""
+    @_builtins.property
+    def count_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was counted. Unset in a request."""
+
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        size: _builtins.int = ...,
+        gone: _builtins.bool = ...,
+        version: _builtins.int = ...,
+        count_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count_time", b"count_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_time", b"count_time", "file_id", b"file_id", "gone", b"gone", "size", b"size", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountedFile: _TypeAlias = CountedFile  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):

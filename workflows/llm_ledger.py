@@ -7,6 +7,8 @@ A slot holds the output tokens that the job may generate. What the job has used 
 is released; the rest is free again. A batch without a budget holds none at first and leases them as it needs them, by
 the update Lease. With each lease it tells what it has used, which counts from then on.
 
+A ledger of files holds no slots: see workflows.counted_files.
+
 A slot is bound to the job's workflow id, so that a job never holds two. Only the end of its job frees a slot: nobody
 who has reserved one can know that no other gateway is about to start the same job. A slot whose job cannot release it
 is found by a check, which asks Temporal about the jobs that were asked about longest ago:
@@ -33,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2
 
 from workflows import activities
+from workflows.counted_files import CountedFiles
 
 _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
@@ -81,6 +84,7 @@ class LLMLedgerWorkflow:
         }
         """The slot of each job. The job that was checked longest ago comes first."""
         self._day, self._used_tokens = (state.day, state.used_tokens) if state else (0, 0)
+        self._files = CountedFiles(state.files, state.files_version) if state else CountedFiles()
         self._updates = 0
         self._next_check = workflow.now()
 
@@ -159,6 +163,15 @@ class LLMLedgerWorkflow:
     def _validate_lease(self, request: internal_pb2.LeaseRequest | None = None) -> None:
         if request is None:
             raise ApplicationError("Lease takes one LeaseRequest")
+
+    @workflow.update(name=names.UPDATE_COUNT_FILES)
+    @one_input
+    def count_files(self, request: internal_pb2.CountFilesRequest | None = None) -> internal_pb2.CountFilesResponse:
+        """Count files, unless the gateway does not know what was counted before: see CountFilesRequest."""
+        if request is None:
+            raise ApplicationError("CountFiles takes one CountFilesRequest")
+        self._updates += 1
+        return self._files.count(request, workflow.info().first_execution_run_id, workflow.now())
 
     @workflow.signal(name=names.SIGNAL_RELEASE)
     @one_input
@@ -275,6 +288,7 @@ class LLMLedgerWorkflow:
         for id_, slot in self._slots.items():
             kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens, settled_tokens=slot.settled)
             kept.reserve_time.FromDatetime(slot.reserved_at)
+        self._files.save(state)
         return state
 
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Final, TypeVar
 
+from google.protobuf.message import Message
 from temporalio import activity
 from temporalio.client import (
     Client,
@@ -130,36 +131,48 @@ class Ledger:
         )
         if self.tokens_per_day is not None:
             request.output_tokens.extend(tokens for _, tokens in jobs)
+        try:
+            response = await self._update(names.UPDATE_RESERVE, request, internal_pb2.ReserveResponse)
+        except _RefusedError as error:
+            return [str(error)] * len(jobs)
+        refused = dict.fromkeys(response.refused, names.QUOTA_REACHED)
+        refused |= dict.fromkeys(response.refused_by_reserved_tokens, names.TOKENS_RESERVED)
+        refused |= dict.fromkeys(response.refused_by_used_tokens, names.TOKENS_USED)
+        return [refused.get(id_, "") for id_, _ in jobs]
+
+    async def count_files(self, request: internal_pb2.CountFilesRequest) -> internal_pb2.CountFilesResponse:
+        """Count files of the tenant. Raises TimeoutError when the ledger does not answer."""
+        return await self._update(names.UPDATE_COUNT_FILES, request, internal_pb2.CountFilesResponse)
+
+    async def _update(self, name: str, request: Message, kind: type[T]) -> T:
+        """Return the result of an update, which is repeated until the ledger takes it.
+
+        Raises _RefusedError with the type of error of a Reserve that is refused, TimeoutError.
+        """
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
             while True:
                 try:
-                    response: internal_pb2.ReserveResponse = await self._handle().execute_update(
-                        names.UPDATE_RESERVE,
-                        request,
-                        result_type=internal_pb2.ReserveResponse,
-                        rpc_timeout=RPC_TIMEOUT,
+                    result: T = await self._handle().execute_update(
+                        name, request, result_type=kind, rpc_timeout=RPC_TIMEOUT
                     )
                 except WorkflowUpdateFailedError as error:
                     if isinstance(error.cause, ApplicationError) and error.cause.type in _REFUSALS:
-                        return [error.cause.type] * len(jobs)
+                        raise _RefusedError(error.cause.type) from None
                     # The ledger was continued or terminated while it had the update.
-                    _log.info("%s did not take a Reserve: %r", self.id, error.cause)
+                    _log.info("%s did not take a %s: %r", self.id, name, error.cause)
                 except WorkflowUpdateRPCTimeoutOrCancelledError as error:
                     # The SDK raises it for a cancel of this task, too.
                     if (task := asyncio.current_task()) is not None and task.cancelling():
                         raise asyncio.CancelledError from error
-                    _log.info("%s did not take a Reserve: Temporal gave the call up", self.id)
+                    _log.info("%s did not take a %s: Temporal gave the call up", self.id, name)
                 except RPCError as error:
                     if error.status == RPCStatusCode.NOT_FOUND:
                         await self._start()
                         continue
                     # Another update, of another gateway, was in the way; or Temporal does not answer.
-                    _log.info("%s did not take a Reserve: %s %s", self.id, error.status.name, error)
+                    _log.info("%s did not take a %s: %s %s", self.id, name, error.status.name, error)
                 else:
-                    refused = dict.fromkeys(response.refused, names.QUOTA_REACHED)
-                    refused |= dict.fromkeys(response.refused_by_reserved_tokens, names.TOKENS_RESERVED)
-                    refused |= dict.fromkeys(response.refused_by_used_tokens, names.TOKENS_USED)
-                    return [refused.get(id_, "") for id_, _ in jobs]
+                    return result
                 await asyncio.sleep(_RETRY.total_seconds())
 
     async def _start(self) -> None:
@@ -175,6 +188,10 @@ class Ledger:
 
     def _handle(self) -> "WorkflowHandle[object, object]":
         return self._client.get_workflow_handle(self.id)
+
+
+class _RefusedError(Exception):
+    """The ledger has refused a Reserve. The message is the type of its error."""
 
 
 class SlotReleases:

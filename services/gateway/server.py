@@ -105,7 +105,7 @@ async def serving_api(
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     outputs = JobOutputs(store, reader) if store is not None else None
     file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
-    file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
+    file_quotas = FileQuotas(client, settings.workflow_queue, file_reader, settings.tenants, metrics)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     effects = Effects(client, settings.workflow_queue)
     has_store = store is not None

@@ -243,7 +243,12 @@ def workflow_worker(
     )
     in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, Runs(client), has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
-    texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
+    texts = PipelineTexts(
+        file_reader,
+        produced,
+        FileQuotas(client, settings.workflow_queue, file_reader, settings.tenants, metrics),
+        store,
+    )
     steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
     owned = OwnedDeletion(client, encryption)
     return Worker(

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "few": {"max_files": 2},
     "small": {"max_file_bytes": 3 * MIB},
     "racing": {"max_files": 5},
+    "shared": {"max_file_bytes": 1000},
 }
 
 
@@ -45,7 +47,10 @@ class Callers:
         self.channel: grpc.aio.Channel
 
     def of(self, tenant: str, user_id: str = "", scopes: Iterable[str] = SCOPES) -> Any:
-        stub: Any = FileServiceStub(self.channel)
+        return self.at(self.channel, tenant, user_id, scopes)
+
+    def at(self, channel: grpc.aio.Channel, tenant: str, user_id: str = "", scopes: Iterable[str] = SCOPES) -> Any:
+        stub: Any = FileServiceStub(channel)
         return CallsAs(stub, self._keys[tenant, user_id, frozenset(scopes)])
 
     async def quota(self, tenant: str) -> llm_pb2.FilesQuota:
@@ -59,9 +64,8 @@ def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("audit") / "audit.jsonl"
 
 
-@pytest.fixture(scope="module")
-async def callers(stack: Stack, audit_log: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Callers]:
-    callers = Callers(tmp_path_factory.mktemp("keys"))
+@asynccontextmanager
+async def gateway(stack: Stack, callers: Callers, audit_log: Path) -> AsyncIterator[grpc.aio.Channel]:
     process = stack.add(
         "gateway",
         {
@@ -75,9 +79,16 @@ async def callers(stack: Stack, audit_log: Path, tmp_path_factory: pytest.TempPa
     await process.start()
     await process.wait_ready()
     async with grpc.aio.insecure_channel(stack.address(process.name)) as channel:
+        yield channel
+    await process.terminate()
+
+
+@pytest.fixture(scope="module")
+async def callers(stack: Stack, audit_log: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Callers]:
+    callers = Callers(tmp_path_factory.mktemp("keys"))
+    async with gateway(stack, callers, audit_log) as channel:
         callers.channel = channel
         yield callers
-    await process.terminate()
 
 
 async def test_another_tenants_file_is_not_there(callers: Callers) -> None:
@@ -184,6 +195,35 @@ async def test_the_files_of_a_tenant_may_have_so_many_bytes(callers: Callers) ->
     quota = await callers.quota("small")
     assert (quota.limit_bytes, quota.used_bytes) == (3 * MIB, 2 * MIB)
     assert not (await callers.quota("acme")).used_files, "a tenant without a quota has no count"
+
+
+async def test_uploads_that_race_at_two_gateways_keep_the_quota(stack: Stack, callers: Callers, tmp_path: Path) -> None:
+    """Of files of 100 bytes, exactly those fit that 1000 bytes have room for, whether they declare it or not."""
+    outcomes: list[str] = []
+    accepted: list[str] = []
+
+    async def client(stub: Any) -> None:
+        for number in range(4):
+            declared = common_pb2.FileRef(size_bytes=100 * (number % 2))
+            try:
+                file = await upload(stub, new_file(file={"ref": declared}), bytes(100))
+            except grpc.aio.AioRpcError as error:
+                outcomes.append(details_of(error)["ErrorInfo"].reason)
+            else:
+                outcomes.append("accepted")
+                accepted.append(file.ref.file_id)
+
+    async with gateway(stack, callers, tmp_path / "audit.jsonl") as channel:
+        stubs = [callers.at(one, "shared") for one in (callers.channel, channel)]
+        # A tenant may have four uploads at each gateway at a time.
+        await asyncio.gather(*(client(stub) for stub in stubs * 4))
+        assert Counter(outcomes) == {"accepted": 10, "QUOTA_EXCEEDED": 22}
+        # What one gateway deletes is free at the other, too.
+        one, other = stubs
+        for file_id in accepted[:2]:
+            await delete(one, file_id)
+        assert (await upload(other, new_file(), bytes(200))).committed_bytes == 200
+        assert await refusal(upload(one, new_file(), b"1")) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
 
 
 async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: Path) -> None:

@@ -1,45 +1,90 @@
 """The quotas of files: how many a tenant may have, and of what size together.
 
-What a tenant has is read from Temporal's visibility, which shows a change after a moment. A gateway adds what its own
-uploads have taken since. So nothing has to be given back, and nothing is lost with a gateway; several gateways may
-together exceed a quota by what they take in the time between two looks.
+What a tenant has is read from Temporal's visibility, which shows a change after a moment. What was taken since, at any
+gateway, is known to the tenant's ledger: see workflows.counted_files. So no quota is exceeded, nothing has to be given
+back, and nothing is lost with a gateway.
 """
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
-from llm_pb import file_pb2, llm_pb2
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from jobs.ids import files_ledger_workflow_id
+from llm_pb import file_pb2, internal_pb2, llm_pb2
+from payload_converter import PayloadError
+from runtime.group_commit import CommitError, GroupCommit, TooManyWaitingError
 from runtime.shared_calls import SharedCalls
-from services.gateway.errors import quota_exceeded
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
 from services.gateway.files.reader import FileReader
+from services.gateway.ledgers import MAX_WAITING, Ledger
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.quotas import Reservation
 from services.gateway.tenants import TenantSettings
 
+_log = logging.getLogger(__name__)
 _FRESH: Final = timedelta(seconds=5)
 _WAIT: Final = timedelta(seconds=30)
 """The wait that an upload beyond a quota is asked for. Nobody knows when a file goes."""
-_SHOWN_AFTER: Final = timedelta(seconds=30)
-"""Time after which visibility surely shows a file."""
+_SHOWN_AFTER: Final = timedelta(seconds=75)
+"""Time after which a look surely shows a file: its record is started within 30 s, visibility shows that within 30 s
+more, and a look may be 5 s old. The ledger keeps it for longer."""
+_MAX_GROUP: Final = 500
+"""Maximum number of files in an update of the ledger: 50 KB."""
+_UNCOUNTED: Final = "the files of the tenant cannot be counted now; call again"
+
+
+class _Asked(NamedTuple):
+    """A file that has, or is about to have, a size."""
+
+    file_id: str
+    size: int
+
+
+class _Refused(NamedTuple):
+    """There is no room for a file."""
+
+    quota: str
+    rule: str
+    never: bool = False
+    """Whether there never is."""
 
 
 @dataclass
 class _Known:
     """What a gateway knows of a tenant's files."""
 
+    ledger: Ledger
+    takes: GroupCommit[_Asked, _Refused | None]
     sizes: dict[str, int] = field(default_factory=dict)
     """By id, as Temporal lists them."""
     looked_at: float | None = None
-    own: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """The size, and the time, that an upload at this gateway has taken last."""
+    counted: dict[str, tuple[int | None, float]] = field(default_factory=dict)
+    """The size that the ledger has counted last, None for a file that is gone, and the time when this gateway heard of
+    it."""
+    version: tuple[str, int] = ("", 0)
+    """The ledger, and the version of it that this gateway knows."""
 
 
 class FileQuotas:
     """How many files the tenants may have."""
 
-    def __init__(self, reader: FileReader, tenants: Mapping[str, TenantSettings], metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        client: Client,
+        workflow_queue: str,
+        reader: FileReader,
+        tenants: Mapping[str, TenantSettings],
+        metrics: GatewayMetrics,
+    ) -> None:
         self._reader = reader
         self._metrics = metrics
         self._shared = SharedCalls()
@@ -48,32 +93,87 @@ class FileQuotas:
             for name, tenant in tenants.items()
             if tenant.max_files is not None or tenant.max_file_bytes is not None
         }
-        self._known: dict[str, _Known] = {name: _Known() for name in self._tenants}
+        self._known = {
+            name: _Known(
+                Ledger(client, workflow_queue, files_ledger_workflow_id(name), 0),
+                GroupCommit(partial(self._take, name), max_group=_MAX_GROUP, max_waiting=MAX_WAITING),
+            )
+            for name in self._tenants
+        }
 
-    async def take(self, tenant: str, file_id: str, size: int) -> None:
+    async def take(self, tenant: str, file_id: str, size: int) -> Callable[[], None]:
         """Count a file that has, or is about to have, a size. It may be counted already.
 
-        Raises ApiError RESOURCE_EXHAUSTED beyond a quota, UNAVAILABLE when Temporal does not list the files; RPCError.
+        Returns what checks, just before the file's record is started or changed, that it still counts: it raises
+        ApiError UNAVAILABLE. Raises ApiError RESOURCE_EXHAUSTED beyond a quota, UNAVAILABLE when Temporal does not list
+        the files or the ledger does not answer.
         """
-        if (limits := self._tenants.get(tenant)) is None:
-            return
-        others = await self._sizes(tenant)
-        size = max(size, others.pop(file_id, 0))
-        if limits.max_files is not None and len(others) >= limits.max_files:
+        if tenant not in self._tenants:
+            return _always
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(2 * RPC_TIMEOUT.total_seconds()):
+                refused = await self._known[tenant].takes.add(_Asked(file_id, size))
+        except TooManyWaitingError:
+            raise exhausted("too many uploads of the tenant wait at this gateway; call again") from None
+        except (CommitError, TimeoutError) as error:
+            raise temporal_unavailable(_UNCOUNTED) from error
+        if refused is not None:
+            self._metrics.count_quota_refusal(tenant, refused.quota)
+            raise quota_exceeded(tenant, refused.quota, refused.rule, None if refused.never else _WAIT)
+        return Reservation(began).require_valid
+
+    async def _take(self, tenant: str, asked: Sequence[_Asked]) -> Sequence[_Refused | None]:
+        """Count those of the files for which there is room; return why the others have none."""
+        known = self._known[tenant]
+        while True:
+            sizes = await self._sizes(tenant)
+            results = [self._room(tenant, sizes, one) for one in asked]
+            taken = {one.file_id: sizes[one.file_id] for one, why in zip(asked, results, strict=True) if why is None}
+            if not taken or await self._count(known, taken):
+                return results
+
+    def _room(self, tenant: str, sizes: dict[str, int], asked: _Asked) -> _Refused | None:
+        """Add the file to the sizes of all; return why there is no room for it."""
+        limits, size = self._tenants[tenant], max(asked.size, sizes.get(asked.file_id, 0))
+        others = len(sizes) - (asked.file_id in sizes)
+        if limits.max_files is not None and others >= limits.max_files:
             rule = f"tenant {tenant} may have {limits.max_files} files; delete one, or call again when one has expired"
-            raise self._refusal(tenant, "max_files", rule)
-        if limits.max_file_bytes is not None and sum(others.values()) + size > limits.max_file_bytes:
+            return _Refused("max_files", rule)
+        bytes_of_others = sum(sizes.values()) - sizes.get(asked.file_id, 0)
+        if limits.max_file_bytes is not None and bytes_of_others + size > limits.max_file_bytes:
             rule = f"the files of tenant {tenant} may have {limits.max_file_bytes} bytes together; "
             if size > limits.max_file_bytes:
-                raise self._refusal(tenant, "max_file_bytes", f"{rule}one of {size} bytes never fits", None)
-            raise self._refusal(tenant, "max_file_bytes", f"{rule}delete one")
-        self._known[tenant].own[file_id] = (size, asyncio.get_running_loop().time())
+                return _Refused("max_file_bytes", f"{rule}one of {size} bytes never fits", never=True)
+            return _Refused("max_file_bytes", f"{rule}delete one")
+        sizes[asked.file_id] = size
+        return None
 
-    def give_back(self, tenant: str, file_id: str) -> None:
-        """Count a file no more that is gone."""
+    async def _count(self, known: _Known, sizes: Mapping[str, int], *, gone: bool = False) -> bool:
+        """Return whether the ledger has counted the files: not if it had counted what this gateway did not know."""
+        files = [internal_pb2.CountedFile(file_id=id_, size=size) for id_, size in sizes.items()]
+        ledger, version = known.version
+        request = internal_pb2.CountFilesRequest(files=files, known_ledger=ledger, known_version=version, gone=gone)
+        response = await known.ledger.count_files(request)
+        now = asyncio.get_running_loop().time()
+        # Of two answers that cross, the older one is ignored: its news are a part of the other's.
+        if response.ledger != known.version[0] or response.version > known.version[1]:
+            known.version = (response.ledger, response.version)
+            for file in response.files:
+                known.counted[file.file_id] = (None if file.gone else file.size, now)
+        return response.counted
+
+    async def give_back(self, tenant: str, file_id: str) -> None:
+        """Count a file no more that is gone. Where the ledger does not answer, it counts until Temporal lists it no
+        more.
+        """
         if (known := self._known.get(tenant)) is not None:
-            known.own.pop(file_id, None)
             known.sizes.pop(file_id, None)
+            known.counted.pop(file_id, None)
+            try:
+                await self._count(known, {file_id: 0}, gone=True)
+            except (TimeoutError, RPCError, PayloadError, KeysUnavailable) as error:
+                _log.warning("the ledger of the files of %s does not know that one is gone: %r", tenant, error)
 
     async def of(self, tenant: str) -> llm_pb2.FilesQuota | None:
         """Return the quota of a tenant, None without one. Raises like take()."""
@@ -92,10 +192,15 @@ class FileQuotas:
         now = asyncio.get_running_loop().time()
         if known.looked_at is None or now - known.looked_at > _FRESH.total_seconds():
             await self._shared.fresh(tenant, lambda: self._look(tenant))
-        known.own = {id_: own for id_, own in known.own.items() if now - own[1] < _SHOWN_AFTER.total_seconds()}
+        known.counted = {
+            id_: counted for id_, counted in known.counted.items() if now - counted[1] < _SHOWN_AFTER.total_seconds()
+        }
         sizes = dict(known.sizes)
-        for id_, (size, _) in known.own.items():
-            sizes[id_] = max(size, sizes.get(id_, 0))
+        for id_, (size, _) in known.counted.items():
+            if size is None:
+                sizes.pop(id_, None)
+            else:
+                sizes[id_] = max(size, sizes.get(id_, 0))
         return sizes
 
     async def _look(self, tenant: str) -> None:
@@ -104,9 +209,9 @@ class FileQuotas:
         found = {file.ref.file_id: _size(file) async for file in self._reader.all_of(tenant)}
         known.sizes, known.looked_at = found, began
 
-    def _refusal(self, tenant: str, quota: str, description: str, wait: timedelta | None = _WAIT) -> Exception:
-        self._metrics.count_quota_refusal(tenant, quota)
-        return quota_exceeded(tenant, quota, description, wait)
+
+def _always() -> None:
+    """Do nothing: the tenant has no quota."""
 
 
 def _size(file: file_pb2.File) -> int:

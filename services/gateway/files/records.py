@@ -25,6 +25,7 @@ from jobs.ids import file_workflow_id, tenant_of
 from jobs.memo import to_memo
 from jobs.search import about_user, user_value
 from llm_pb import file_pb2, internal_pb2
+from runtime import audit
 from runtime.auth import Caller
 from services.gateway.effects import Effects
 from services.gateway.errors import (
@@ -80,7 +81,8 @@ class FileRecords:
         # Only here: a repeat may come later.
         if declared.HasField("expire_time") and declared.expire_time.ToDatetime(UTC) <= now:
             raise invalid([Violation("file.expire_time", "must be in the future")])
-        await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
+        audit.require_available()
+        counts = await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
         file = file_pb2.File(
             ref=declared.ref,
             user_id=declared.user_id,
@@ -107,6 +109,7 @@ class FileRecords:
                 names.FILE_WORKFLOW_TYPE,
                 record,
                 id_=workflow_id,
+                last_check=counts,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo={
@@ -151,28 +154,33 @@ class FileRecords:
         except WorkflowUpdateFailedError as error:
             # It has ended with the update.
             _log.info("%s did not take a delete: %r", workflow_id, error.cause)
-        self._quotas.give_back(tenant_of(workflow_id), id_)
+        await self._quotas.give_back(tenant_of(workflow_id), id_)
 
     async def commit(
-        self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float
+        self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float, *, counted: bool
     ) -> file_pb2.File:
         """Commit a segment, and return the file, which ends with it. A repeat of the update changes nothing.
 
-        `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
+        `began` is the loop's time when the segment's object was begun. `counted`: whether the quotas count the file's
+        whole size since its beginning, because it was declared. Raises ApiError ABORTED when another upload was
         faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota, INVALID_ARGUMENT beyond the maximum
         number of segments.
         """
-        try:
-            await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
-        except ApiError:
-            await self._discard(workflow_id, commit)
-            raise
+        counts = None
+        if not counted and commit.segment.size:
+            try:
+                counts = await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
+            except ApiError:
+                await self._discard(workflow_id, commit)
+                raise
         now = asyncio.get_running_loop().time
         until = now() + _COMMIT_TIME.total_seconds()
         update_id = uuid.uuid4().hex
         while True:
             if now() - began > self._settings.file_sweep_age.total_seconds() / 2:
                 raise temporal_unavailable("this gateway was suspended while it handled the call; call again")
+            if counts is not None:
+                counts()
             try:
                 file: file_pb2.File = await self._effects.update(
                     workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, update_id=update_id, result_type=file_pb2.File

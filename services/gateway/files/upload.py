@@ -87,7 +87,7 @@ class Uploads:
         store = self._store.of_tenant(caller.tenant)
         # What an earlier call has sent is read back only when the file is whole.
         sha256 = None if segments else hashlib.sha256()
-        size = file.committed_bytes
+        size, counted = file.committed_bytes, bool(declared.ref.size_bytes)
 
         async def hashed() -> AsyncGenerator[bytes, None]:
             nonlocal size
@@ -108,11 +108,12 @@ class Uploads:
             commit.segment.name, commit.segment.size = segment
             if incoming.last:
                 await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
-            file = await self._records.commit(workflow_id, id_, commit, began)
+            file = await self._records.commit(workflow_id, id_, commit, began, counted=counted)
         if incoming.last and file.state != file_pb2.FILE_STATE_READY:
             commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
             await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
-            file = await self._records.commit(workflow_id, id_, commit, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            file = await self._records.commit(workflow_id, id_, commit, now, counted=counted)
         return file
 
     def _check_size(self, declared: file_pb2.File, size: int) -> None:

@@ -75,9 +75,10 @@ class PipelineTexts:
             return earlier
         try:
             store = self._required_store().of_tenant(tenant)
-            await self._quotas.take(tenant, id_, len(content))
+            counts = await self._quotas.take(tenant, id_, len(content))
             with store_errors(id_):
                 stored = await store.put(store.new_name(self._files.prefix(id_, tenant)), _pieces(content))
+            counts()
         except ApiError as error:
             fail(error)
         file = file_pb2.File(
