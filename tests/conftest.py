@@ -14,13 +14,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from temporalio.client import Client
 
+from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2_grpc
 from payload_converter import data_converter
+from tests.support import fork_server
 from tests.support.pipelines import WITH_PIPELINES
 from tests.support.receivers import Receiver, receiving
 from tests.support.stacks import stack_settings
 
+Process.start_program = staticmethod(fork_server.start)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each of several processes would give torch a thread for every core, and the threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

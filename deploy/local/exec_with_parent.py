@@ -28,4 +28,5 @@ def main() -> None:
     os.execvp(program, [program, *arguments])
 
 
-main()
+if __name__ == "__main__":
+    main()

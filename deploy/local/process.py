@@ -7,16 +7,50 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from deploy.local.errors import ProcessFailed
 
 Probe = Callable[["Process"], Awaitable[bool]]
 """Checks once, within a few seconds, whether the process is ready."""
 
+
+class Started(Protocol):
+    """A program that runs."""
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is also the id of its group."""
+
+    async def wait(self) -> int:
+        """Wait until it ends and return its exit status, -N for signal N."""
+
+
 _EXEC_WITH_PARENT: Final = str(Path(__file__).with_name("exec_with_parent.py"))
 _PROBE_INTERVAL: Final = 0.05
+
+
+async def execute(
+    command: Sequence[str], environment: Mapping[str, str], working_dir: Path, log: BufferedWriter
+) -> Started:
+    """Start a program in a process group of its own, with all that it prints in the log."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        _EXEC_WITH_PARENT,
+        str(os.getpid()),
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        cwd=working_dir,
+        # Ctrl-C at the terminal is for the supervisor alone, which stops the rest in order.
+        process_group=0,
+    )
 
 
 class Process:
@@ -25,6 +59,9 @@ class Process:
     It dies with the process that started it (see exec_with_parent), provided that the thread that called start() is
     still alive. When the program ends, its whole group is killed, so that its children never outlive it.
     """
+
+    start_program = staticmethod(execute)
+    """How start() starts the program. The tests replace it."""
 
     def __init__(
         self,
@@ -87,21 +124,7 @@ class Process:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
-            started = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                _EXEC_WITH_PARENT,
-                str(os.getpid()),
-                *self.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                cwd=self._working_dir,
-                # Ctrl-C at the terminal is for the supervisor alone, which stops the rest in order.
-                process_group=0,
-            )
+            started = await self.start_program(self.command, self.environment, self._working_dir, log)
         self._pid = started.pid
         self._end = asyncio.create_task(_end_of_group(started), name=f"end of {self.name}")
 
@@ -153,7 +176,7 @@ class Process:
             await self.wait()
 
 
-async def _end_of_group(process: asyncio.subprocess.Process) -> int:
+async def _end_of_group(process: Started) -> int:
     status = await process.wait()
     # Immediately, before another group can get the id.
     _kill_group(process.pid)
