@@ -1,6 +1,8 @@
 """The documentation as a site: `make docs`. Its links are checked as it is built."""
 
+import os
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,7 +106,22 @@ async def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None
     assert ended.status != 0
     assert "docs/first.md: docs/second.md does not exist" in ended.errors
     assert "A part" in (site / "docs" / "first.html").read_text()
-    assert not (tmp_path / "site.new").exists()
+    assert sorted(os.listdir(tmp_path)) == ["root", "site"]
+
+
+@pytest.mark.parametrize("kept", ["Makefile", "docs/page.md"])
+async def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path, kept: str) -> None:
+    """Such as the repository itself: `python -m deploy.docs_site .`."""
+    file = tmp_path / kept
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("all: ;\n")
+    command = (sys.executable, "-m", "deploy.docs_site", ".", "--root", str(ROOT))
+    ended = await run(*command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert ended.status == 1
+    assert ended.errors == f"{tmp_path} holds other files than a site: name a new or an empty folder\n"
+    assert file.read_text() == "all: ;\n"
+    ended = await run(*command[:3], str(file), "--root", str(ROOT), PYTHONPATH=str(ROOT))
+    assert (ended.status, ended.errors) == (1, f"{file} is no folder\n")
 
 
 def test_links_in_code_are_left_as_they_are() -> None:
