@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,8 @@ _PER_MILLE: Final = 1000
 _CLIENT: Final = 254
 _FORBIDDEN: Final = ("not permitted", "denied", "Read-only", "not supported")
 """What the kernel says of a container that may have no namespaces."""
+_NAMESPACE: Final = re.compile(r"n(\d+)-\d+-[a-z0-9]+")
+"""The name of a namespace: the process that made it, the number of its network, and the host."""
 _networks = itertools.count(1)
 
 
@@ -172,9 +175,13 @@ class Network:
 
 @asynccontextmanager
 async def network() -> AsyncIterator[Network]:
-    """Make a network while the context is open. Raises NoNetwork where this machine cannot."""
+    """Make a network while the context is open. Raises NoNetwork where this machine cannot.
+
+    The networks of processes that were killed are removed first.
+    """
     if (reason := _obstacle()) is not None:
         raise NoNetwork(reason)
+    await _sweep()
     # From the block that is reserved for tests of networks.
     made = Network(f"n{os.getpid()}-{next(_networks)}", f"198.18.{random.randrange(256)}")
     try:
@@ -259,6 +266,21 @@ def _obstacle() -> str | None:
         if shutil.which(program) is None:
             return f"{program} is not installed, Debian's package {package}"
     return None
+
+
+async def _sweep() -> None:
+    """Remove the namespaces of processes that are gone. Another process may do so at the same time."""
+    for line in (await _run("ip", "netns", "list")).splitlines():
+        name = line.split()[0]
+        if _is_left(name):
+            with suppress(OSError):
+                await _run("ip", "netns", "delete", name)
+
+
+def _is_left(namespace: str) -> bool:
+    """Return whether the namespace is a network's whose process is gone."""
+    matched = _NAMESPACE.fullmatch(namespace)
+    return matched is not None and not os.path.exists(f"/proc/{matched[1]}")
 
 
 async def _nft(namespace: str, *lines: str) -> None:
