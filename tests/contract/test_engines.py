@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -377,6 +378,8 @@ async def test_killing_vllms_process_is_engine_dead(name: str) -> None:
         pytest.skip("the other engines have no process of their own")
     engine = new_engine(name)
     await engine.start()
+    # In a folder that goes with this process, because killed ones leave their sockets.
+    assert os.listdir(os.environ["VLLM_RPC_BASE_PATH"])
     started = asyncio.Event()
     running = asyncio.create_task(endless(engine, started))
     await started.wait()

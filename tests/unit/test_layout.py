@@ -102,7 +102,9 @@ ONLY = {
     "obstore": {"store/objects.py"},
     "jwt": {"runtime/auth_jwt.py", "runtime/jwt_keys.py"},
     "uvicorn": {"services/http/connection.py", "services/http/server.py"},
-    "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
+    "vllm": {
+        f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests", "vllm_stats")
+    },
     "torch": {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")

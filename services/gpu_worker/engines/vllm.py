@@ -1,4 +1,4 @@
-"""The production engine: vLLM's AsyncLLM. Only this module, vllm_options and vllm_requests import vllm.
+"""The production engine: vLLM's AsyncLLM. Only this module and those named vllm_… import vllm.
 
 Options are fields of vLLM's AsyncEngineArgs, passed through, and GUARD_OPTIONS. vLLM schedules: requests join and leave
 its batch at any step, by priority. They share cached prefixes within the jobs of one user of one tenant only: each has
@@ -15,7 +15,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -31,8 +31,6 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.metrics.loggers import StatLoggerBase
-from vllm.v1.metrics.stats import SchedulerStats
 
 from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
 from jobs.options import DEFAULT_PRIORITY
@@ -41,8 +39,9 @@ from services.gpu_worker.engines.chat import PromptEncoder
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter
 from services.gpu_worker.engines.structured_guard import PACE_STEPS, Member, StructuredGuard
-from services.gpu_worker.engines.vllm_options import engine_arguments, gpu_info, new_guard
+from services.gpu_worker.engines.vllm_options import choose_socket_folder, engine_arguments, gpu_info, new_guard
 from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
+from services.gpu_worker.engines.vllm_stats import LatestStats
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +83,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Load the model, which takes half a minute or more."""
-        load = partial(AsyncLLM.from_engine_args, self._arguments, stat_loggers=[self._new_stats])
-        self._loading = asyncio.ensure_future(asyncio.to_thread(load))
+        self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         try:
             self._llm = llm = await asyncio.shield(self._loading)
         except Exception as error:
@@ -101,6 +99,10 @@ class VllmEngine:
         )
         await self._learn_pace(llm)
         self._watch = asyncio.create_task(self._watch_over(llm))
+
+    def _load(self) -> AsyncLLM:
+        choose_socket_folder()
+        return AsyncLLM.from_engine_args(self._arguments, stat_loggers=[self._new_stats])
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
@@ -184,7 +186,7 @@ class VllmEngine:
             kv_cache_usage=sum(stats.kv_cache_usage for stats in latest) / max(len(latest), 1),
         )
 
-    def _new_stats(self, vllm_config: Any, engine_index: int = 0) -> "LatestStats":
+    def _new_stats(self, vllm_config: Any, engine_index: int = 0) -> LatestStats:
         self._stats.append(LatestStats(vllm_config, engine_index, self._on_step, self._logs_steps))
         return self._stats[-1]
 
@@ -281,31 +283,6 @@ class VllmEngine:
                 for place, token in zip(made.logprobs, tokens, strict=True)
             ]
         return writer.write(tokens, logprobs, {"stop": STOP, "length": LENGTH}.get(made.finish_reason or ""))
-
-
-class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked
-    """Keeps the statistics that a scheduler of vLLM's reports after each step."""
-
-    def __init__(
-        self, vllm_config: Any, engine_index: int, on_step: Callable[[int, int], None], logs_steps: bool
-    ) -> None:
-        self.latest = SchedulerStats()
-        self._engine_index = engine_index
-        self._on_step = on_step
-        self._logs_steps = logs_steps
-
-    def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
-        """Keep a step's statistics, which are None for a step without any."""
-        if scheduler_stats is not None:
-            self.latest = scheduler_stats
-            details = scheduler_stats.iteration_details
-            if not self._logs_steps:
-                # vLLM's own logger, which is called next, writes a line for each.
-                scheduler_stats.iteration_details = None
-            self._on_step(self._engine_index, details.num_ctx_tokens + details.num_generation_tokens if details else 0)
-
-    def log_engine_initialized(self) -> None:
-        """Log nothing."""
 
 
 def create(config: EngineConfig) -> VllmEngine:
