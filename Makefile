@@ -197,7 +197,7 @@ histories: $(DEV)/.installed ## Record workflow histories for the replay tests (
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench
-bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (over an hour)
+bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, and peers in the same run, and write bench/RESULTS.md (over an hour)
 	$(DEV)/bin/python -m bench --vllm-python $(VLLM)/bin/python
 
 .PHONY: bench-gpu

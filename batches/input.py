@@ -83,7 +83,7 @@ class BatchInput:
         for field, description in line.problems:
             path = f"lines[{line.index}]"
             self._name(Violation(f"{path}.{field}" if field else path, description))
-        # What has no form of its own is told in the form of the lines around it.
+        # A line without a form of its own is reported in the form of the lines before it.
         return line if line.custom_id or line.openai else replace(line, openai=self._openai)
 
     def _name(self, violation: Violation) -> None:

@@ -1,4 +1,4 @@
-"""Whether a batch is as fast as its engine, and what an item costs beside it.
+"""Whether a batch is as fast as its engine, and what an item costs in addition.
 
 The same prompts run as a batch (`suite`) and as background jobs that a client submits and watches (`peer_jobs`), on one
 worker whose simulated engine paces its tokens. `limit_engine` runs them on that engine in a bare process, as many at a

@@ -1,4 +1,4 @@
-"""What the HTTP front costs beside gRPC: milliseconds until the first token, and the age of a token at the client.
+"""What the HTTP front costs more than gRPC: milliseconds until the first token, and the age of a token at the client.
 
 The same jobs of the same stack are read in turn through the HTTP front and from the gateway:
 

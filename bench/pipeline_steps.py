@@ -1,4 +1,4 @@
-"""What a step of a pipeline costs beside a bare child workflow: time, processor time, events and bytes of history.
+"""What a step of a pipeline costs more than a bare child workflow: time, processor time, events and bytes of history.
 
 A step is a whole job: checked, listed, streamed, counted, cancelled. It generates one token, with an engine that has no
 work. Two programs run: steps one after another, and all of them at the same time.

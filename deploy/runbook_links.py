@@ -21,7 +21,7 @@ def address() -> str:
 
 
 def lead_to(url: str, *paths: Path) -> None:
-    """Have the links in the files lead to a URL without a fragment."""
+    """Point the links in the files at a URL without a fragment."""
     before = address()
     for path in paths:
         text = path.read_text()

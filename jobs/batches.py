@@ -18,7 +18,7 @@ MANIFEST_CHUNKS: Final = 256
 MAX_WATCHED: Final = 100
 """Default of the maximum number of items with "watch": true that run or wait at the same time."""
 WATCHED_CHUNKS: Final = 4
-"""Maximum number of chunks of such items that run or wait at the same time, beside the others."""
+"""Maximum number of chunks of such items that run or wait at the same time. Other chunks do not count."""
 _MIN_CHUNK_ITEMS: Final = 16
 _SPAN: Final = 16
 """Number of chunks by which a batch may be ahead of its maximum, while an early chunk takes long."""

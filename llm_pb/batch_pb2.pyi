@@ -14,7 +14,7 @@ as a line. A line has one of two forms, which may be mixed:
 Either form takes a further member "watch": true at the top. The item then is a job of LlmService with the id
 "<batch_id>/<index>", index being the line's number, shortened as JobStatus.workflow_id where it is too long; BatchItem names it.
 It can be watched, cancelled and listed, and has events of its own. Its result is the item's, at its place in the order of the
-input. At most 100 such items of a batch run or wait for a worker at the same time by default, beside the others. They cost the
+input. At most 100 such items of a batch run or wait for a worker at the same time by default. Other items do not count. They cost the
 service about twenty times as much processor time as other items.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line

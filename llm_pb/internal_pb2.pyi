@@ -2251,9 +2251,9 @@ class ChunkRequest(_message.Message):
 
     @_builtins.property
     def grant(self) -> _common_pb2.Budget:
-        """What the chunk may use in all its activities: its lease of the batch's budget, with what the items in earlier have used. 0 and
-        unset are no limit, as in the budget. An item begins once the most that it may use fits beside what others have used or may
-        use yet. The activity ends with ChunkResult.needed where that cannot be, and the next one has a larger grant.
+        """What the chunk may use in all its activities: its lease of the batch's budget, with what the items in `earlier` have used. 0 and
+        unset are no limit, as in the budget. An item begins once the maximum that it may use fits the rest: others have used
+        or may still use a part of the grant. The activity ends with ChunkResult.needed where that cannot be, and the next one has a larger grant.
         """
 
     @_builtins.property
@@ -3905,7 +3905,7 @@ class RegisterModelRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     alias: _builtins.str
-    """Names the new version, beside "latest". May be empty."""
+    """Names the new version, in addition to "latest". May be empty."""
     @_builtins.property
     def version(self) -> Global___RegisteredVersion:
         """The version. Its number is ignored."""

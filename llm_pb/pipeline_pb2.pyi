@@ -55,7 +55,7 @@ class _StepStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepState.V
     STEP_STATE_UNSPECIFIED: _StepState.ValueType  # 0
     """Never sent."""
     STEP_STATE_RUNNING: _StepState.ValueType  # 2
-    """The step runs. Whether its job waits for a worker is told by LlmService."""
+    """The step runs. LlmService reports whether its job waits for a worker."""
     STEP_STATE_NEEDS_ANSWER: _StepState.ValueType  # 3
     """The step waits for AnswerStep: see question."""
     STEP_STATE_SUCCEEDED: _StepState.ValueType  # 5
@@ -71,7 +71,7 @@ class StepState(_StepState, metaclass=_StepStateEnumTypeWrapper):
 STEP_STATE_UNSPECIFIED: StepState.ValueType  # 0
 """Never sent."""
 STEP_STATE_RUNNING: StepState.ValueType  # 2
-"""The step runs. Whether its job waits for a worker is told by LlmService."""
+"""The step runs. LlmService reports whether its job waits for a worker."""
 STEP_STATE_NEEDS_ANSWER: StepState.ValueType  # 3
 """The step waits for AnswerStep: see question."""
 STEP_STATE_SUCCEEDED: StepState.ValueType  # 5
@@ -707,7 +707,7 @@ class TrainingSpec(_message.Message):
     step_tokens: _builtins.int
     """Number of tokens in a step: 2 to 1048576, within the operator's bound. Default 2048."""
     alias: _builtins.str
-    """An alias that names the new version, beside "latest", which always names the newest one: a letter, then up to 63 of A-Z a-z 0-9
+    """An alias that names the new version, in addition to "latest", which always names the newest one: a letter, then up to 63 of A-Z a-z 0-9
     . _ - . Optional.
     """
     @_builtins.property

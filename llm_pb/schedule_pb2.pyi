@@ -59,7 +59,7 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     OVERLAP_POLICY_CANCEL_OTHER: _OverlapPolicy.ValueType  # 4
     """The earlier job is cancelled, and the run starts when that has ended."""
     OVERLAP_POLICY_ALLOW_ALL: _OverlapPolicy.ValueType  # 5
-    """It starts immediately, beside the other."""
+    """It starts immediately, and both run at the same time."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
     """What a run does whose time comes before the job of an earlier run has ended."""
@@ -75,7 +75,7 @@ OVERLAP_POLICY_BUFFER_ALL: OverlapPolicy.ValueType  # 3
 OVERLAP_POLICY_CANCEL_OTHER: OverlapPolicy.ValueType  # 4
 """The earlier job is cancelled, and the run starts when that has ended."""
 OVERLAP_POLICY_ALLOW_ALL: OverlapPolicy.ValueType  # 5
-"""It starts immediately, beside the other."""
+"""It starts immediately, and both run at the same time."""
 Global___OverlapPolicy: _TypeAlias = OverlapPolicy  # noqa: Y015
 
 @_typing.final
@@ -332,7 +332,7 @@ class ScheduleRun(_message.Message):
     """
     failures_in_a_row: _builtins.int
     """Number of runs in a row, this one included, that were refused or whose jobs failed or timed out. Known once the run has ended.
-    It begins anew with OVERLAP_POLICY_ALLOW_ALL and after pause_on_failure.
+    The count starts over with OVERLAP_POLICY_ALLOW_ALL and after pause_on_failure.
     """
     @_builtins.property
     def nominal_time(self) -> _timestamp_pb2.Timestamp:

@@ -1,7 +1,7 @@
 """Recognises betterproto messages. The only module that knows how betterproto lays out its classes.
 
 It imports neither betterproto nor betterproto2: both stay optional, and inside the workflow sandbox, which imports
-modules anew, an isinstance check against an outer copy would fail. A class is known by the names of its bases, and its
+modules again, an isinstance check against an outer copy would fail. A class is known by the names of its bases, and its
 protobuf name is found like this:
 
 - betterproto2: generated code registers each class with its full name in the `default_message_pool` that its module

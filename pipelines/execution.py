@@ -96,7 +96,7 @@ class Execution:
     async def step(
         self, path: str, kind: "pipeline_pb2.StepKind.ValueType" = pipeline_pb2.STEP_KIND_ACTIVITY
     ) -> AsyncIterator[Step]:
-        """Have a step in the tree while the context is open.
+        """Show a step in the tree while the context is open.
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """

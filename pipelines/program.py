@@ -225,7 +225,7 @@ class Pipeline:
             return await self._execution.ask(step, question, timeout)
 
     def compensate(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
-        """Have a function called if the pipeline does not succeed, whatever ends it: the last one first.
+        """Register a function that is called if the pipeline does not succeed, whatever ends it: the last one first.
 
         It undoes what steps have done. Its steps are bound by no limit of the pipeline. A cancel does not stop them.
         An error in one of them does not keep the others from their work.

@@ -61,7 +61,7 @@ def pipeline(name: str, spec: type[Message], result: type[Message], *, resumes: 
     must be deterministic, so it takes time, chance and everything outside of it from its Pipeline alone.
 
     With `resumes` a pipeline that has failed or timed out goes on when the same request is submitted again: its code
-    runs anew, and generate() and image() of a step whose job has succeeded return what the job has made. Every other
+    runs again, and generate() and image() of a step whose job has succeeded return what the job has made. Every other
     step runs again. This is for code whose steps ask for the same each time, and that compensates nothing.
     """
     if NAME_PATTERN.fullmatch(name) is None:

@@ -116,7 +116,7 @@ class DirectClient(Client):
         super()._remove_sub(sid, max_msgs)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        # nats-py first sends what is left, and waits for ever for a server that has gone without a word.
+        # nats-py first sends what is left, and waits for ever for a server whose host was lost.
         transport = self._transport
         abort = asyncio.get_running_loop().call_later(
             _CLOSE_SECONDS, transport.abort if isinstance(transport, _Transport) else lambda: None
@@ -132,7 +132,7 @@ class DirectClient(Client):
                 self._setup_nkeys_connect()
             await super()._process_connect_init()
         except nkeys.NkeysError as error:
-            # Tried again like any failure to connect. nats-py would give up without a word.
+            # Tried again like any failure to connect. nats-py would give up and report nothing.
             raise NatsError(f"{self._nkeys_seed} holds no NKey seed: {error}") from error
 
 
@@ -141,8 +141,8 @@ class _Transport(TcpTransport):
 
     nats-py sends the password in clear to a server that does not offer TLS, even where the URL's scheme is `tls`. After
     a failed TLS handshake it waits forever for the end of the connection, so the client would neither connect again nor
-    close. See https://github.com/nats-io/nats.py/issues/718. So it does after the connection to a server that has gone
-    without a word, a machine that lost its power, say, until the system gives the unsent bytes up: after 15 minutes.
+    close. See https://github.com/nats-io/nats.py/issues/718. It does the same with the connection to a server
+    whose host has lost its power, until the system gives the unsent bytes up: after 15 minutes.
     """
 
     def __init__(self, require_tls: bool) -> None:

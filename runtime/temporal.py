@@ -37,7 +37,7 @@ RPC_TIMEOUT = timedelta(seconds=10)
 """Maximum wait for an answer of Temporal, except of a long poll."""
 
 _KEEP_ALIVE: Final = KeepAliveConfig(interval_millis=12_000, timeout_millis=8_000)
-"""Pings by which a connection is given up that has died without a word. By default the SDK needs 45 s, longer than a
+"""Pings that find a dead connection whose end sends no more packets. By default the SDK needs 45 s, longer than a
 worker's heartbeats may stay away. Temporal ends connections with pings more often than every 10 s
 (`frontend.keepAliveMinTime`)."""
 _TCP_TIMEOUT: Final = timedelta(seconds=5)

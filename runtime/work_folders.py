@@ -1,6 +1,6 @@
 """Folders of a process for what it needs on disk while it runs. Those of a process that was killed are removed later.
 
-A folder has a file of its name with the suffix ".lock" beside it. Its process holds a lock on that file, which the
+A folder has a file of its name with the suffix ".lock" next to it. Its process holds a lock on that file, which the
 kernel releases when the process ends, however it ends.
 """
 

@@ -27,7 +27,7 @@ class EncryptedStore:
     """A Store whose objects are encrypted with a tenant's data keys.
 
     The store sees the size of each object, its time, its tenant and its name. Its methods raise Unreadable (KeyDeleted)
-    for content that can never be decrypted again, and KeysUnavailable, beside what Store says.
+    for content that can never be decrypted again, and KeysUnavailable, in addition to what Store says.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None, tenant: str = "") -> None:

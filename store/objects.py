@@ -152,7 +152,7 @@ class ObjectStore:
                 await asyncio.sleep(_RETRY_SECONDS * failures)
 
     async def _require_size(self, stored: StoredObject) -> None:
-        """Raise ObjectDamaged for an object that is too short, and return where that cannot be told now."""
+        """Raise ObjectDamaged for an object that is too short, and return where the size is not known now."""
         # Whether the object is missing, or the folder or bucket that it is in, the next read tells.
         size = stored.size
         with suppress(StoreUnavailable, ObjectMissing):
@@ -212,7 +212,7 @@ class ObjectStore:
                 return await asked
 
     async def _require_folder(self) -> None:
-        """Raise StoreUnavailable when the folder is not mounted: the library would create it anew, and empty."""
+        """Raise StoreUnavailable when the folder is not mounted: the library would create an empty one."""
         if self._folder is not None and not await self._answer(asyncio.to_thread(self._folder.is_dir)):
             raise StoreUnavailable(f"the folder {self._folder} of the store is not there")
 
@@ -245,7 +245,7 @@ def _remove_drafts(folder: Path, before: float) -> None:
     for parent, _, files in os.walk(folder):
         for name in filter(_DRAFT.fullmatch, files):
             path = Path(parent, name)
-            # A writer may have ended, or have been told to give up, meanwhile.
+            # Meanwhile a writer may have ended or given up.
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
                     path.unlink()

@@ -39,7 +39,7 @@ _MAX_IDLE_STARTS: Final = 20
 class Chunks:
     """Runs the chunks of a plan, from the first one of each kind that has not ended.
 
-    Those of watched items come last in the plan, and run beside the others.
+    Those of watched items come last in the plan, and run at the same time as the others.
     """
 
     def __init__(self, run: internal_pb2.BatchRun, batch_id: str, tenant: str) -> None:

@@ -113,7 +113,7 @@ class LLMFileWorkflow:
 
     @workflow.update(name=names.UPDATE_DELETE_FILE)
     async def delete_file(self, *_: object) -> None:
-        """Let the file be gone. It is no more found from now on."""
+        """Mark the file as deleted. From now on it is not found."""
         self._forget()
 
     @workflow.query(name=names.QUERY_GET_RECORD)
@@ -151,7 +151,7 @@ class LLMFileWorkflow:
         return max(self._file.expire_time.ToDatetime(UTC) - workflow.now(), timedelta(0))
 
     def _forget(self) -> None:
-        """Let nobody find the file any more."""
+        """Hide the file from all calls."""
         if not self._gone:
             self._gone = True
             workflow.upsert_memo({names.MEMO_FILE: {}})

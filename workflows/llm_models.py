@@ -96,7 +96,7 @@ class LLMModelsWorkflow:
     @workflow.update(name=names.UPDATE_SET_MODEL_ALIAS)
     @one_input
     async def set_alias(self, request: llm_pb2.SetModelAliasRequest | None = None) -> llm_pb2.TrainedModel:
-        """Have an alias name a version, or none for version 0. Refused with a type of the errors of jobs.names."""
+        """Point an alias at a version, or remove it for version 0. Refused with a type of the errors of jobs.names."""
         asked, model = self._setting(request)
         self._updates += 1
         if asked.version:

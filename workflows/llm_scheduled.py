@@ -148,7 +148,7 @@ class LLMScheduledWorkflow:
             timer.cancel()
 
     async def _check(self, job_id: str, cancel_reason: str) -> internal_pb2.ScheduledJob | None:
-        """Return how the job stands; None if that cannot be told now."""
+        """Return how the job stands; None if that is not known now."""
         checking = workflow.start_local_activity(
             activities.check_scheduled_job,
             internal_pb2.CheckScheduledJobRequest(workflow_id=job_id, cancel_reason=cancel_reason),

@@ -39,7 +39,7 @@ class WatchLease:
             self._expiring = asyncio.create_task(self._expire(self._lease))
 
     def stop(self) -> None:
-        """Let the workflow end, whoever watches it."""
+        """Stop the expiry. From now on the workflow needs no watcher."""
         if self._expiring is not None:
             self._expiring.cancel()
 

@@ -42,7 +42,7 @@ _DYNAMIC_CONFIG: Final = {
     "matching.enableFairness": "true",
     # Temporal reports the number of waiting jobs once a minute by default.
     "matching.backlogMetricsEmitInterval": '"5s"',
-    # A worker that has gone without a word leaves its polls behind, to which Temporal gives jobs until it notices:
+    # A worker whose host was lost leaves its polls behind, to which Temporal gives jobs until it notices:
     # after 70 s by default, in which a job may lose two attempts.
     "frontend.keepAliveTime": '"10s"',
     "frontend.keepAliveTimeout": '"5s"',

@@ -124,7 +124,7 @@ class DeliveryService:
         return exhausted(f"the deliveries of job {workflow_id} are sent again once in {self._interval} at most", wait)
 
     async def _claim(self, workflow_id: str) -> None:
-        """Be the only gateway that sends the job's deliveries again until the interval is over.
+        """Claim the job's deliveries: no other gateway sends them again until the interval is over.
 
         Temporal decides which one. Raises ApiError RESOURCE_EXHAUSTED if it is another one.
         """

@@ -255,7 +255,7 @@ def feed_unavailable() -> ApiError:
 
 
 def refused(refusal: Refusal) -> ApiError:
-    """UNAUTHENTICATED or PERMISSION_DENIED for who calls; UNAVAILABLE when that cannot be told now."""
+    """UNAUTHENTICATED or PERMISSION_DENIED for who calls; UNAVAILABLE when that is not known now."""
     details: list[Message] = [error_info(refusal.reason, refusal.about)]
     if refusal.code is Code.UNAVAILABLE:
         details.append(_retry_info())

@@ -63,7 +63,7 @@ async def expected_result_bytes(description: WorkflowExecutionDescription) -> in
 async def user_of(execution: WorkflowExecution) -> str:
     """Return who a job is for. Empty for one that was started by hand without saying so, or that is unreadable.
 
-    Raises KeysUnavailable: whose it is cannot be told now.
+    Raises KeysUnavailable where the user cannot be decrypted now.
     """
     value = execution.typed_search_attributes.get(names.USER_ID) or ""
     if not is_hash(value):

@@ -105,7 +105,7 @@ class OwnedDeletion:
         return not await self._runs.delete(item.id, (), [item.run_id])
 
     async def _delete_file(self, item: WorkflowExecution) -> bool | None:
-        """Let a file be gone, or remove the record of one that is from Temporal.
+        """Mark a file as deleted, or remove from Temporal the record of one that is.
 
         Return True for a file that was there, False for a record, None for one that Temporal does not have any more.
         """

@@ -23,7 +23,7 @@ from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
 REASON: Final = "GATEWAY_CLASSES"
-"""Written beside a rate that a gateway has set. A rate with another reason is an operator's, and stays."""
+"""Reason that Temporal keeps with a gateway's rate. A rate with another reason is an operator's, and stays."""
 
 _INTERVAL: Final = timedelta(seconds=30)
 """Interval of further tries."""

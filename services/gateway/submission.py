@@ -73,7 +73,7 @@ class JobSubmission:
         whatever GATEWAY_NOTIFY_OPERATOR says.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the rate of the
-        job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told;
+        job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that is not known;
         RPCError when Temporal is unavailable; KeysUnavailable, AuditUnavailable.
         """
         job, traceparent = request.job, current_traceparent()

@@ -59,7 +59,7 @@ class TrainedModels:
         request: llm_pb2.SetModelAliasRequest | llm_pb2.DeleteModelVersionRequest,
     ) -> llm_pb2.TrainedModel:
         audit.describe(model=f"{request.model}@{request.version}" if request.version else request.model)
-        # A change of nothing is none: the audit log has no record of an effect then.
+        # Refused before the audit log records an effect, because nothing is changed.
         model = find_model(await self._registry(tenant), request.model)
         known = [] if model is None else [one.version.version for one in model.versions]
         if not known or request.version not in (0, *known):

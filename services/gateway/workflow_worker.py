@@ -282,7 +282,7 @@ def workflow_worker(
             *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step, in_pipelines.left_usage),
             *(in_pipelines.publish_pipeline, texts.read_text, texts.write_text),
         ],
-        # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
+        # The sandbox imports the workflow's module again for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=ContainedRunner(),
         max_concurrent_activities=_MAX_ACTIVITIES,

@@ -174,7 +174,7 @@ class Flight:
         self._place = None
 
     async def release(self) -> None:
-        """Let another attempt generate."""
+        """Release the flight, so that another attempt generates."""
         if self._place is None or self._renewing is None:
             return
         await self._stop_renewing()

@@ -131,7 +131,7 @@ class Seats:
 
     @contextmanager
     def attempt(self, request: internal_pb2.RunRequest, *, item: bool = False) -> Iterator[Seat]:
-        """Let an attempt take part while the context is open, and free its seat after that. `item` is as for Seat."""
+        """Register an attempt while the context is open, then free its seat. `item` is as for Seat."""
         seat = Seat(self, request, item=item)
         self._attempts.add(seat)
         self.note_change()

@@ -14,11 +14,11 @@ CloudEvent = dict[str, Any]
 def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = "") -> CloudEvent:
     """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
 
-    Of a batch or pipeline the type is `llm.v1.batch.<state>` or `llm.v1.pipeline.<state>`, and the subject its id,
-    which is its workflow's.
+    For a batch or pipeline the type is `llm.v1.batch.<state>` or `llm.v1.pipeline.<state>`, and the subject its id.
 
-    Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
-    link to a job, in which {workflow_id} is replaced by the percent-encoded id. An empty one gives no link.
+    The event's id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats.
+    `job_url` is the link to a job, in which {workflow_id} is replaced by the percent-encoded id. An empty one gives no
+    link.
     """
     status = request.status
     about = internal_pb2.NotifyRequest()
@@ -36,10 +36,12 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
             time = status.start_time
         case llm_pb2.NOTIFY_EVENT_PROGRESS:
             time = status.progress.updated_at
+        case _ if other == "batch":
+            time = request.batch.end_time
+        case _ if other == "pipeline":
+            time = request.pipeline.root.end_time
         case _:
-            time = {"batch": request.batch.end_time, "pipeline": request.pipeline.root.end_time}.get(
-                other or "", status.end_time
-            )
+            time = status.end_time
     return {
         "specversion": "1.0",
         "id": request.notification_id,

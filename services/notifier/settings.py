@@ -15,6 +15,7 @@ from pydantic_settings import SettingsConfigDict
 from feed.nats_settings import NatsUrl, SubjectPrefix
 from jobs import names
 from jobs.errors import DeliveryRefused
+from jobs.target_rules import TABLE_PATTERN
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from runtime.tls import ClientTls, client_tls
@@ -167,7 +168,7 @@ class NotifierSettings(MetricsSettings):
     postgres_url: Annotated[SecretStr, AfterValidator(_postgres)] | None = None
     """The URL of the PostgreSQL database for targets of the kind postgres: postgresql://user:password@host/database.
     Unset: such targets are refused."""
-    postgres_tables: tuple[Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,49}$")], ...] = ("llm_results",)
+    postgres_tables: tuple[Annotated[str, Field(pattern=f"^{TABLE_PATTERN.pattern}$")], ...] = ("llm_results",)
     """Tables that jobs may name, as JSON."""
     postgres_migrate: bool = True
     """Whether the notifier creates these tables, and changes those of an earlier version. If not, the operator does."""

@@ -27,7 +27,7 @@ from store.settings import StoreSettings
 
 SERVICE: Final = "trainer"
 _STEPS: Final = 2
-"""Maximum number of concurrent steps beside trainings."""
+"""Maximum number of concurrent steps. Trainings do not count."""
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""The steps of a training beside TrainModel: validate, tokenize, evaluate, register, clean up."""
+"""The steps of a training other than TrainModel: validate, tokenize, evaluate, register, clean up."""
 
 import asyncio
 import hashlib

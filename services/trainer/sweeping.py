@@ -44,7 +44,7 @@ class TrainingSweeper:
             try:
                 _log.info("the sweep of trainings has removed %d objects", await self.sweep())
             except (StoreUnavailable, RPCError) as error:
-                # The next one begins anew.
+                # The next sweep looks at everything again.
                 _log.warning("the sweep of trainings has not come to its end: %r", error)
 
     async def sweep(self) -> int:

@@ -143,7 +143,7 @@ class Round:
         self.answered.add(job.workflow_id)
         output = Output()
         async for piece in job.stream():
-            # Not even where an attempt could not read the log and began anew: the text is the same.
+            # Not even where an attempt could not read the log and started over: the text is the same.
             assert not piece.rewind
             output.add(piece)
         return output.text, await job.result()

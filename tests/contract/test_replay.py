@@ -66,7 +66,7 @@ WORKFLOWS = (
 )
 """Workflows that the gateway runs."""
 BY_TYPE = {str(workflow._Definition.must_from_class(one).name): one for one in WORKFLOWS}
-"""A replayer loads each of its workflows into the sandbox anew, which takes longer than the replay itself."""
+"""A replayer loads each of its workflows into the sandbox again, which takes longer than the replay itself."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 
 

@@ -1,4 +1,4 @@
-"""What pipelines are made of beside single jobs: large outputs, files, batches, and pipelines within pipelines."""
+"""What pipelines are made of besides single jobs: large outputs, files, batches, and pipelines within pipelines."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -167,7 +167,7 @@ async def test_an_answer_that_does_not_belong_to_the_sign_in_is_refused(stack: S
         assert answer.status_code in (400, 401)
         assert query.get("code", "no code") not in answer.text
         assert not await browser.signed_in()
-        # To begin anew helps.
+        # A new sign-in succeeds.
         browser.client.cookies.clear()
         assert (await sign_in(browser)).status_code == 303
 

@@ -1,4 +1,4 @@
-"""Tasks beside what a process does."""
+"""Tasks that run concurrently with the main work of a process."""
 
 import asyncio
 

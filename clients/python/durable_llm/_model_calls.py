@@ -22,7 +22,7 @@ class ModelCalls:
         return response.trained
 
     async def set_model_alias(self, model: str, alias: str, version: int) -> llm_pb2.TrainedModel:
-        """Have an alias of a trained model name a version, or none for version 0; return the model.
+        """Point an alias of a trained model at a version, or remove it for version 0; return the model.
 
         Raises ApiError: ModelNotFound, TooManyModels, MissingScope without `models:train`.
         """

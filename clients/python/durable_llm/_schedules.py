@@ -63,7 +63,7 @@ class AsyncSchedules:
         await self._stub.unary("PauseSchedule", request)
 
     async def unpause(self, schedule_id: str, note: str = "") -> None:
-        """Let a paused schedule go on. Raises ApiError."""
+        """Resume a paused schedule. Raises ApiError."""
         request = schedule_pb2.UnpauseScheduleRequest(schedule_id=schedule_id, note=note)
         await self._stub.unary("UnpauseSchedule", request)
 

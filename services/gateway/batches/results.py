@@ -29,7 +29,7 @@ _MISSING: Final = 5
 """Number of times that an object may be missing: a chunk has replaced it since the batch was read."""
 _CURSOR_BYTES: Final = 8 * 1024
 _OVERHEAD: Final = 8
-"""Bytes that an item adds to a message beside its own, rounded up."""
+"""Bytes that an item adds to a message in addition to its own size, rounded up."""
 
 
 class BatchStreams:

@@ -38,7 +38,7 @@ class BatchSweeper:
             try:
                 _log.info("the sweep of batches has removed %d objects", await self.sweep())
             except (StoreUnavailable, RPCError) as error:
-                # The next one begins anew.
+                # The next sweep looks at everything again.
                 _log.warning("the sweep of batches has not come to its end: %r", error)
 
     async def sweep(self) -> int:

@@ -145,7 +145,7 @@ class FileRecords:
         return file
 
     async def remove(self, workflow_id: str, id_: str) -> None:
-        """Let a file be gone. Raises RPCError, AuditUnavailable."""
+        """Mark a file as deleted. Raises RPCError, AuditUnavailable."""
         try:
             await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE)
         except RPCError as error:
@@ -226,7 +226,7 @@ class FileRecords:
 
 
 def _digest(declared: file_pb2.File) -> str:
-    """Return a digest of what an upload says of its file, but for its time, which a repeat counts anew."""
+    """Return a digest of what an upload says of its file, without its time: a repeat has a later one."""
     said = file_pb2.File()
     said.CopyFrom(declared)
     for field in ("committed_bytes", "create_time", "expire_time", "state"):

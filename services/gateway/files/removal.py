@@ -77,7 +77,7 @@ class Sweeper:
                 removed = await self.sweep() + await self._outputs.sweep()
                 _log.info("the sweep of the store has removed %d objects", removed)
             except (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError) as error:
-                # The next one begins anew.
+                # The next sweep looks at everything again.
                 _log.warning("the sweep of the store has not come to its end: %r", error)
             except Exception:  # noqa: BLE001  # whatever it was, the gateway has to go on
                 _log.exception("the sweep of the store has failed")

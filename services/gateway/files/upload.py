@@ -134,7 +134,7 @@ class Uploads:
         sha256: "hashlib._Hash | None",
         store: Store,
     ) -> None:
-        """Let the commit be the last one. Raises ApiError, and removes the file, if it is not what was declared."""
+        """Make the commit the last one. Raises ApiError, and removes the file, if it is not what was declared."""
         if sha256 is None:
             sha256 = hashlib.sha256()
             with store_errors(id_):

@@ -27,7 +27,7 @@ from services.gateway.watchers import Watchers
 _MAX_STEPS: Final = 64
 """Maximum number of steps whose output one stream brings."""
 _OVERHEAD: Final = 8 * 1024
-"""Bytes of a message beside steps or output: status and cursor."""
+"""Bytes of a message without steps and output: status and cursor."""
 _LEAST: Final = 4 * 1024
 
 

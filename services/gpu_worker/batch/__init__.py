@@ -3,5 +3,5 @@
     plan, input ──lines──▶ item (an attempt) ──▶ segments in the store ──▶ heartbeats and result name them
                               └──▶ log of the chunk in the feed, with which the next attempt goes on
 
-What Temporal has been told of is done, and is never done again. What runs is in the log until then.
+An item that a heartbeat has reported to Temporal is done, and never runs again. Until then it is in the log.
 """

@@ -33,7 +33,7 @@ _RETRY_DELAY: Final = timedelta(milliseconds=100)
 
 
 class RunBatchChunk:
-    """The activity, beside the one that runs jobs: they share the engine and its seats."""
+    """The activity RunBatchChunk. It shares the engine and its seats with the one that runs jobs."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ _SILENCE_SECONDS: Final = 10
 _MAX_RECORD_BYTES: Final = 512 * 1024
 """Size beyond which a record of the log is not made larger. A broker accepts a megabyte."""
 _MAX_UNNEEDED_BYTES: Final = 4 * 1024 * 1024
-"""Size of what a log holds of ended items from which on it is written anew."""
+"""Maximum size of the records of ended items in a log. A larger log is rewritten without them."""
 
 
 class ChunkLog:

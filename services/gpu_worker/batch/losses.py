@@ -1,7 +1,7 @@
 """The workers that an item was lost with: whether the item may be what kills them.
 
 An item that kills its worker would otherwise kill one after the other until the window of its batch is over. Items that
-ran beside it are lost as often. So an item that a worker was lost with before it had generated anything new is a
+ran at the same time are lost as often. So an item that a worker was lost with before it had generated anything new is a
 suspect, and a worker runs one suspect at a time: from then on only the one that is to blame is lost again.
 """
 

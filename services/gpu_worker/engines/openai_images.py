@@ -53,7 +53,7 @@ class OpenAIPainter:
         await ask_for_models(self._client)
 
     async def paint(self, order: Order) -> Painted:
-        """Have the provider make the image; see Painter.paint."""
+        """Ask the provider for the image; see Painter.paint."""
         body = dict(self._options.extra_body)
         if order.seed is not None:
             if not self._options.takes_seed:

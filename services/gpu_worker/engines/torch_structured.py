@@ -154,7 +154,7 @@ def ignored_keywords(schema: object) -> Iterator[str]:
     if "type" not in schema:
         yield from (f"{keyword} without type" for keyword in schema.keys() & _OF_A_TYPE)
     if schema.keys() & {"pattern", "format"} and schema.keys() & {"minLength", "maxLength"}:
-        yield "a length beside pattern or format"
+        yield "a length together with pattern or format"
     if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
         yield "allOf with several schemas"
     if not str(schema.get("$ref", "#")).startswith("#"):

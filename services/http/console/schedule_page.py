@@ -47,7 +47,7 @@ class SchedulePage(ItemPage):
         return await self._do(request, "PauseSchedule", message)
 
     async def resume(self, request: Request) -> Response:
-        """Let a paused schedule go on."""
+        """Resume a paused schedule."""
         await read_form(request, self._front.settings)
         return await self._do(
             request, "UnpauseSchedule", schedule_pb2.UnpauseScheduleRequest(schedule_id=id_of(request))

@@ -59,7 +59,7 @@ class Schedules(Handlers):
         return await self._answer_to_body(request, "PauseSchedule", schedule_pb2.PauseScheduleRequest())
 
     async def unpause(self, request: Request, _: Query) -> Response:
-        """Let a paused schedule go on."""
+        """Resume a paused schedule."""
         return await self._answer_to_body(request, "UnpauseSchedule", schedule_pb2.UnpauseScheduleRequest())
 
     async def trigger(self, request: Request, _: Query) -> Response:

@@ -36,7 +36,7 @@ class Cookies:
         return "".join([value, *others]) if all(others) else ""
 
     def write(self, request: Request, response: Response, name: str, value: str, seconds: float | None) -> None:
-        """Let the browser keep a value of letters, digits, `-` and `_`, until the browser ends or for some seconds.
+        """Store a value of letters, digits, `-` and `_` in the browser, until the browser ends or for some seconds.
 
         Raises TooLarge for more than MAX_VALUE characters.
         """
@@ -52,7 +52,7 @@ class Cookies:
         self._delete(request, response, name, count)
 
     def delete(self, request: Request, response: Response, name: str) -> None:
-        """Let the browser forget a value."""
+        """Remove a value from the browser."""
         self._delete(request, response, name, 0)
 
     def _delete(self, request: Request, response: Response, name: str, first: int) -> None:

@@ -100,7 +100,7 @@ class Sessions:
         return Opened(session, stored=True)
 
     def store(self, request: Request, response: Response, session: Session) -> None:
-        """Let the browser keep a session. Raises TooLarge."""
+        """Set the session's cookies. Raises TooLarge."""
         if self._cookies.read(request, _SECRET_COOKIE) != session.secret:
             age = self._lifetime if session.credential else None
             self._cookies.write(request, response, _SECRET_COOKIE, session.secret, age)

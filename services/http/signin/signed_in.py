@@ -34,7 +34,7 @@ def session_of(request: Request) -> Session:
 
 
 def change_session(request: Request, session: Session) -> None:
-    """Let the browser keep another session from the answer to this request on."""
+    """Replace the browser's session with the answer to this request."""
     request.scope[_SESSION] = session
 
 

@@ -49,7 +49,7 @@ def set_setting(*, setting: str, value: str | None, profile: str) -> None:
     """Change a setting of a profile. An empty VALUE removes it.
 
     An API key is not an argument, which other users of the machine could see: it is asked for, or read from standard
-    input. The file is written anew, without the comments that it had.
+    input. The command rewrites the whole file, and drops its comments.
     """
     if setting == "api_key":
         if value is not None:

@@ -89,7 +89,7 @@ class _Outputs:
         self._last = "\n"
 
     def add(self, delta: "StepDelta") -> None:
-        """Write a piece. A rewind is told, because what stands above is void then."""
+        """Write a piece. After a rewind a note says so, because the text above is void then."""
         if delta.delta.rewind:
             self.close()
             say(f"{delta.path} started over: what follows replaces its text from byte {delta.delta.offset} on")

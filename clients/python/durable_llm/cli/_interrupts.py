@@ -20,7 +20,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt while the context is open, instead of ending the process."""
+    """Turn Ctrl-C into KeyboardInterrupt while the context is open, instead of the end of the process."""
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield

@@ -193,7 +193,7 @@ def pause(connection: Connection, *, schedule_id: str, note: str) -> None:
 @click.option("--note", default="", help="Reason for people.")
 @connection_options
 def unpause(connection: Connection, *, schedule_id: str, note: str) -> None:
-    """Let a paused schedule go on."""
+    """Resume a paused schedule."""
     with connection.connect() as client:
         client.schedules.unpause(schedule_id, note)
 

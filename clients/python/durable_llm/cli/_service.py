@@ -67,7 +67,7 @@ def models(context: click.Context, connection: Connection, *, trained: bool, as_
 @json_option
 @connection_options
 def alias(connection: Connection, *, model: str, name: str, version: int, as_json: bool) -> None:
-    """Have the alias NAME of a trained model name VERSION. 0 removes the alias.
+    """Point the alias NAME of a trained model at VERSION. 0 removes the alias.
 
     Workers follow when they start again.
     """

@@ -1,4 +1,4 @@
-// The page of a batch or a pipeline, which is rendered anew as its stream changes.
+// The page of a batch or a pipeline, which is rendered again when its stream brings a change.
 import { announce, enhance } from "./console.js";
 import { Events, pause } from "./events.js";
 import { renew } from "./refresh.js";

@@ -34,7 +34,7 @@ export function refresh(part, enhance) {
   again();
 }
 
-// Renders the page anew at the server and takes over the parts. Returns whether they have changed; null when no page could
+// Renders the page again at the server and takes over the parts. Returns whether they have changed; null when no page could
 // be had, which the page then says.
 export async function renew(parts, enhance) {
   const found = await fetchPage();
