@@ -28,21 +28,19 @@
         └── DeliveryRefused       a receiver will never accept it
 
 Code raises leaves and catches branches. `RULES` gives each leaf its canonical code, whether another attempt may
-succeed, and how that attempt is started. In Temporal an error is an ApplicationError whose type is the reason. Clients
-receive a google.rpc.Status with an ErrorInfo.
+succeed, and how that attempt is started. In Temporal an error is an ApplicationError whose type is the reason: see
+jobs.application_errors. Clients receive a google.rpc.Status with an ErrorInfo.
 """
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from jobs.names import ERROR_DOMAIN
-from llm_pb import llm_pb2
-from payload_converter import PAYLOAD_ERROR_TYPE
+ERROR_DOMAIN: Final = "llm.v1"
+"""The domain of every ErrorInfo of the API."""
 
 
 class JobError(Exception):
@@ -235,44 +233,6 @@ _MAX_MESSAGE: Final = 2000
 """Maximum length of a message in characters: an engine's may be too long for Temporal's memo and gRPC's trailers."""
 
 BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in RULES}
-
-
-def to_application_error(error: JobError, *details: Any) -> ApplicationError:
-    """Return the exception that a job's workflow raises to end with the error."""
-    rule = RULES[type(error)]
-    return ApplicationError(message_of(error), *details, type=error.reason, non_retryable=not rule.retryable)
-
-
-def to_attempt_error(
-    error: JobError,
-    *details: Any,
-    category: ApplicationErrorCategory = ApplicationErrorCategory.UNSPECIFIED,
-) -> ApplicationError:
-    """Return the exception that an activity raises to end its attempt with the error.
-
-    Temporal then retries it by `RULES`. It does not retry an error that is handed over, because the workflow does.
-    """
-    rule = RULES[type(error)]
-    return ApplicationError(
-        message_of(error),
-        *details,
-        type=error.reason,
-        non_retryable=rule.handed_over or not rule.retryable,
-        next_retry_delay=error.retry_after or rule.retry_delay,
-        category=category,
-    )
-
-
-def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
-    """Return the JobError that it carries; an `otherwise` if its type is unknown, as of an exception in an activity."""
-    if error.type == PAYLOAD_ERROR_TYPE:
-        return InvalidJob(error.message)
-    return BY_REASON.get(error.type or "", otherwise)(error.message)
-
-
-def partial_result(error: ApplicationError) -> llm_pb2.JobResult | None:
-    """Return the partial output that an attempt or a job attached to the error; None if it attached none."""
-    return next((detail for detail in error.details if isinstance(detail, llm_pb2.JobResult)), None)
 
 
 def to_status(error: JobError) -> status_pb2.Status:

@@ -8,8 +8,10 @@ import hashlib
 import re
 from typing import Final
 
-from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
+
+MAX_TEMPORAL_ID: Final = 255
+"""Maximum length of a workflow id, and of a task queue's name, in characters: what Temporal stores on PostgreSQL."""
 
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+~-]{0,127}")
 """The form of user_id, request_id and project_id."""

@@ -1,4 +1,4 @@
-"""Sizes that keep a job within Temporal's limits: 2 MiB a payload, 4 MB a gRPC message, 255 characters an id."""
+"""Sizes that keep a job within Temporal's limits: 2 MiB a payload, 4 MB a gRPC message."""
 
 from typing import Final
 
@@ -30,6 +30,3 @@ MAX_PROMPT_FILE_BYTES: Final = 64 * 1024 * 1024
 
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Maximum size of a JobResult that NotifyUI receives whole. All deliveries of a job are scheduled in one message."""
-
-MAX_TEMPORAL_ID: Final = 255
-"""Maximum length of a workflow id, and of a task queue's name, in characters: what Temporal stores on PostgreSQL."""

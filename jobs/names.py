@@ -4,7 +4,7 @@ from typing import Final
 
 from temporalio.common import SearchAttributeKey
 
-from jobs.limits import MAX_TEMPORAL_ID
+from jobs.ids import MAX_TEMPORAL_ID
 
 JOB_WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"
@@ -227,5 +227,3 @@ PATCH_LEFT_USAGE: Final = "asks-what-is-left"
 PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
-
-ERROR_DOMAIN: Final = "llm.v1"

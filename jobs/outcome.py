@@ -8,6 +8,7 @@ from temporalio.exceptions import ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from jobs import errors
+from jobs.application_errors import from_application_error, partial_result
 from llm_pb import llm_pb2
 
 TOTAL_SPENT: Final = "the job's total time was spent; raise timeouts.total"
@@ -36,8 +37,8 @@ def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_
         case TemporalTimeoutError(type=TimeoutType() as kind):
             return _TIMEOUT_ERRORS[kind], None
         case ApplicationError():
-            error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
-            return error, errors.partial_result(cause)
+            error = from_application_error(cause, otherwise=errors.EngineFailed)
+            return error, partial_result(cause)
     return errors.EngineFailed(str(cause)), None
 
 

@@ -17,12 +17,12 @@ from temporalio.exceptions import (
 )
 
 from jobs import names
+from jobs.application_errors import from_application_error
 from jobs.errors import (
     BY_REASON,
     EngineFailed,
     Terminated,
     TotalTimeout,
-    from_application_error,
     reason_of,
     to_status,
 )

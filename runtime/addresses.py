@@ -5,6 +5,7 @@ The IPv6 address of a host may stand in brackets, as in a URL, or without them.
 
 import re
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -25,6 +26,12 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_confidential(url: str) -> bool:
+    """Return whether requests to a URL and their answers are encrypted or stay on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 
 def servers_of(url: SecretStr) -> list[str]:

@@ -4,12 +4,11 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from runtime.addresses import is_loopback
+from runtime.addresses import is_confidential, is_loopback
 from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
 from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts
@@ -123,9 +122,3 @@ async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str]
     for authenticator in authenticators:
         await authenticator.refresh()
     return authenticators
-
-
-def is_confidential(url: str) -> bool:
-    """Return whether requests to a URL and their answers are encrypted or stay on this machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))

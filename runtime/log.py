@@ -1,26 +1,25 @@
 """The log of a process: one line on stderr for each event, with the trace and the job that it belongs to.
 
 Everything that is logged by `logging` is written here, and `extra` becomes fields. A line names the trace in which it
-was written and, inside a workflow or an activity, the job and the attempt. No line of the suite holds a prompt, an
-output or a secret.
+was written and, inside a workflow or an activity, the job and the attempt: see runtime.temporal_log. No line of the
+suite holds a prompt, an output or a secret.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from traceback import format_tb
 from typing import Any, Final, Literal
 
 from opentelemetry import trace
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from temporalio import activity, workflow
-from temporalio.exceptions import ApplicationError
-from temporalio.runtime import LogForwardingConfig, LoggingConfig
 
 _NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "temporal_log"})
 """Attributes of every record, and the one in which Temporal's core repeats its message."""
+_added: Final[list[Callable[[], Mapping[str, Any]]]] = []
+"""What add_fields has added."""
 
 
 class LogSettings(BaseSettings):
@@ -39,18 +38,23 @@ def configure(settings: LogSettings) -> None:
     """Log everything of this process, Python's warnings included, to stderr in the format of the settings."""
     logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
-    logging.getLogger(activity.logger.logger.name).addFilter(_SHORTENING)
-    # The fields have what they would add to the message.
-    workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
-    activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
 
 
 def redact_errors() -> None:
     """From now on log the type of an exception and where it was raised, without its message: it may quote content."""
-    _SHORTENING.redacts = True
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, _Formatter):
-            handler.formatter.redacts = True
+    for formatter in _formatters():
+        formatter.redacts = True
+
+
+def redacts_errors() -> bool:
+    """Return whether the log leaves out the messages of exceptions: see redact_errors."""
+    return any(formatter.redacts for formatter in _formatters())
+
+
+def add_fields(fields: Callable[[], Mapping[str, Any]]) -> None:
+    """From now on add what `fields()` returns to every line. A call with the same function adds nothing."""
+    if fields not in _added:
+        _added.append(fields)
 
 
 def new_handler(settings: LogSettings | None = None) -> logging.Handler:
@@ -64,35 +68,6 @@ def new_handler(settings: LogSettings | None = None) -> logging.Handler:
     handler.setLevel(settings.level)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     return handler
-
-
-def core_logging() -> LoggingConfig:
-    """Return the settings that forward the log of Temporal's core, which is not Python, to `logging`."""
-    forwarding = LogForwardingConfig(logging.getLogger("temporalio.core"), prepend_target_on_message=False)
-    return LoggingConfig(filter=LoggingConfig.default.filter, forwarding=forwarding)
-
-
-class _Shortening(logging.Filter):
-    """Removes the traceback from what Temporal's library logs about an activity that has failed on purpose.
-
-    Such a failure is an outcome: the model's device was out of memory, for example. Any other exception is a fault and
-    keeps its traceback.
-    """
-
-    redacts = False
-    """Whether the message of the failure is left out."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """See logging.Filter."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, ApplicationError):
-            message = "" if self.redacts else f": {error.message}"
-            record.msg, record.args = f"{record.msg}: {error.type}{message}", None
-            record.exc_info = None
-        return True
-
-
-_SHORTENING: Final = _Shortening()
 
 
 class _Formatter(logging.Formatter):
@@ -114,6 +89,12 @@ class _Formatter(logging.Formatter):
             f"{type(error).__module__}.{type(error).__qualname__}\n{''.join(format_tb(error.__traceback__))}".rstrip()
             for error in _chain(ei[1])
         )
+
+
+def _formatters() -> Iterator[_Formatter]:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            yield handler.formatter
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -161,11 +142,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         fields["trace_id"] = trace.format_trace_id(span.trace_id)
-    if activity.in_activity():
-        run = activity.info()
-        fields |= {"workflow_id": run.workflow_id, "run_id": run.workflow_run_id, "attempt": run.attempt}
-    elif workflow.in_workflow():
-        info = workflow.info()
-        fields |= {"workflow_id": info.workflow_id, "run_id": info.run_id}
+    for add in _added:
+        fields |= add()
     given = {name: value for name, value in vars(record).items() if name not in _NO_FIELDS and name[0] != "_"}
     return fields | given

@@ -1,8 +1,7 @@
 """Serves the metrics of a process to Prometheus, on one port with its health. OpenTelemetry's instruments record them.
 
-Temporal's SDK can serve its own metrics only on a second port. So it buffers them, and this module copies them into
-instruments of the same names. Metrics of workflow code take the same way. The registry of prometheus_client is served
-as well: it has the memory and CPU time of the process, and all metrics of vLLM.
+The registry of prometheus_client is served as well: it has the memory and CPU time of the process, and all metrics of
+vLLM. runtime.temporal_metrics adds those of Temporal's SDK.
 
 With `OTEL_SDK_DISABLED` only that registry is served.
 """
@@ -13,10 +12,9 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -25,22 +23,11 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from prometheus_client import make_wsgi_app
-from temporalio.runtime import (
-    BUFFERED_METRIC_KIND_COUNTER,
-    BUFFERED_METRIC_KIND_GAUGE,
-    BUFFERED_METRIC_KIND_HISTOGRAM,
-    BufferedMetric,
-    MetricBuffer,
-    MetricBufferDurationFormat,
-    Runtime,
-    TelemetryConfig,
-)
 
 from runtime.addresses import bracketed, unbracketed
 from runtime.auth_keys import ApiKeys
 from runtime.health import Readiness, with_health
 from runtime.http_auth import with_api_keys
-from runtime.log import core_logging
 from runtime.metrics_settings import MetricsSettings
 from runtime.scopes import READ_METRICS, SCOPES
 from runtime.tls import server_context
@@ -58,18 +45,12 @@ LONG_SECONDS: Final = (
 )
 """Boundaries of histograms of what takes from milliseconds up to the whole life of a job."""
 
-_BUFFERED: Final = 20_000
-"""Maximum number of updates that the SDK buffers. It drops further ones. A job has about 60. The whole buffer is
-allocated at the start, 100 bytes an update."""
 _MAX_CONNECTIONS: Final = 64
 """Maximum number of concurrent connections, each of which has a thread."""
 _CLOSING_SECONDS: Final = 1
 """Maximum wait for the thread of a connection that is closed for a newer one."""
 _HANDSHAKE_SECONDS: Final = 10
 """Maximum duration of a TLS handshake."""
-_COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
-_FETCH_INTERVAL: Final = timedelta(seconds=0.5)
-"""Interval at which the buffer is emptied. It is short, so that no fetch blocks the event loop for long."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +59,6 @@ class Metrics:
 
     provider: MeterProvider
     """Creates meters whose instruments are served."""
-    temporal: Runtime
-    """The runtime for Client.connect. It serves the metrics of the SDK and of workflows as well."""
 
     def meter(self, name: str) -> Meter:
         """Return the meter of a package."""
@@ -114,12 +93,9 @@ async def serving_metrics(settings: MetricsSettings, readiness: Readiness) -> As
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     # Prometheus's text format has no place for exemplars.
     provider = MeterProvider([reader], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False)
-    buffered = BufferedMetrics(provider.get_meter("temporalio"))
-    fetching = asyncio.create_task(buffered.keep_fetching())
     try:
-        yield Metrics(provider, buffered.runtime)
+        yield Metrics(provider)
     finally:
-        fetching.cancel()
         provider.shutdown()
         # shutdown() waits until the thread notices it, for at most half a second.
         await asyncio.to_thread(server.shutdown)
@@ -201,59 +177,3 @@ class _SilentHandler(WSGIRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
-
-
-class BufferedMetrics:
-    """Copies the metrics of Temporal's SDK into OpenTelemetry's instruments."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._buffer = MetricBuffer(_BUFFERED, MetricBufferDurationFormat.SECONDS)
-        self._instruments: dict[str, Callable[[Any, Any], None]] = {}
-        self.runtime = Runtime(
-            telemetry=TelemetryConfig(logging=core_logging(), metrics=self._buffer, attach_service_name=False)
-        )
-        """The runtime that buffers its metrics here."""
-
-    async def keep_fetching(self) -> None:
-        """Call fetch() every half second until cancelled."""
-        while True:
-            self.fetch()
-            await asyncio.sleep(_FETCH_INTERVAL.total_seconds())
-
-    def fetch(self) -> None:
-        """Record all updates since the last call."""
-        merged: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
-        for update in self._buffer.retrieve_updates():
-            metric, value, labels = update.metric, update.value, _bounded(update.attributes)
-            if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
-                self._record(metric, value, labels)
-                continue
-            # Most updates are of a few counters and gauges. Only a counter's sum and a gauge's last value count.
-            key = metric.name, frozenset(labels.items())
-            if metric.kind == BUFFERED_METRIC_KIND_COUNTER and key in merged:
-                value += merged[key][1]
-            merged[key] = metric, value, labels
-        for one in merged.values():
-            self._record(*one)
-
-    def _record(self, metric: BufferedMetric, value: Any, labels: Mapping[str, Any]) -> None:
-        record = self._instruments.get(metric.name)
-        if record is None:
-            record = self._instruments[metric.name] = self._instrument(metric)
-        record(value, labels)
-
-    def _instrument(self, metric: BufferedMetric) -> Callable[[Any, Any], None]:
-        about = {"name": metric.name, "unit": metric.unit or "", "description": metric.description or ""}
-        if metric.kind == BUFFERED_METRIC_KIND_COUNTER:
-            return self._meter.create_counter(**about).add
-        if metric.kind == BUFFERED_METRIC_KIND_GAUGE:
-            return self._meter.create_gauge(**about).set
-        return self._meter.create_histogram(**about, explicit_bucket_boundaries_advisory=LONG_SECONDS).record
-
-
-def _bounded(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the labels with one name for all queues of worker commands, whose names are random in each process."""
-    if str(labels.get("task_queue", "")).startswith(_COMMAND_QUEUES):
-        return {**labels, "task_queue": _COMMAND_QUEUES}
-    return labels

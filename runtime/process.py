@@ -20,13 +20,20 @@ from runtime.environment import read_variable_files, rename_variables, setting_p
 _log = logging.getLogger(__name__)
 
 
-def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[type[BaseSettings]] = ()) -> NoReturn:
+def run(
+    service: str,
+    main: Callable[[], Awaitable[None]],
+    settings: Collection[type[BaseSettings]] = (),
+    new_provider: telemetry.NewProvider = telemetry.new_provider,
+) -> NoReturn:
     """Run `main()` and exit the process; `service` is its name in traces.
 
     `settings` are the classes that main reads. Logs a warning for each environment variable that looks like one of them
     and is none. That is no error: an older build may be given the settings of a newer one.
 
     A setting may come from a file: see read_variable_files.
+
+    A process that connects to Temporal passes runtime.temporal.new_provider.
 
     Logs an error for each wrong setting, with the name of its variable and without its value.
 
@@ -46,7 +53,7 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
         if encrypts:
             log.redact_errors()
         with (
-            telemetry.tracing(service, redact_errors=encrypts),
+            telemetry.tracing(service, new_provider, redact_errors=encrypts),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(_run(main))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,28 +20,40 @@ from opentelemetry.context import Context
 # provider that Temporal's plugin refuses.
 from opentelemetry.sdk._configuration import _get_exporter_names, _import_exporters
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.semconv.attributes.service_attributes import SERVICE_INSTANCE_ID, SERVICE_NAME
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
-from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider, create_tracer_provider
 
 from runtime.span_redaction import RedactingExporter
+
+if TYPE_CHECKING:
+    from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider
 
 _FLUSH_TIMEOUT: Final = timedelta(seconds=5)
 """Maximum time to send the last spans when the process ends. An unavailable collector must not delay its end."""
 _W3C: Final = TraceContextTextMapPropagator()
 
+NewProvider = Callable[[Resource], "TracerProvider | ReplaySafeTracerProvider"]
+"""Returns a provider of tracers that does not shut down by itself."""
+
+
+def new_provider(resource: Resource) -> TracerProvider:
+    """Return the provider of a process that runs no workflows: see runtime.temporal.new_provider."""
+    return TracerProvider(resource=resource, shutdown_on_exit=False)
+
 
 @contextmanager
-def tracing(service: str, *, redact_errors: bool = False) -> Iterator[None]:
+def tracing(service: str, new_provider: NewProvider = new_provider, *, redact_errors: bool = False) -> Iterator[None]:
     """Create and export spans while the context is open, then send the last ones within a bounded time.
 
-    `service` names the process unless OTEL_SERVICE_NAME does. With `redact_errors` exported spans
+    `service` names the process unless OTEL_SERVICE_NAME does. A process that connects to Temporal passes
+    runtime.temporal.new_provider. With `redact_errors` exported spans
     hold the types of errors without their messages. Enter it once in a process, before anything gets a tracer. Raises
     RuntimeError, with the name of the variable, for an unknown exporter or protocol.
     """
-    provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
+    provider = new_provider(_resource(service))
     for make_exporter in _exporters():
         exporter = make_exporter()
         exporter = RedactingExporter(exporter) if redact_errors else exporter
@@ -106,7 +118,7 @@ def _resource(service: str) -> Resource:
     return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
 
 
-def _shut_down(provider: ReplaySafeTracerProvider) -> None:
+def _shut_down(provider: "TracerProvider | ReplaySafeTracerProvider") -> None:
     # Neither the SDK's shutdown nor its flush keeps to a time limit.
     flushing = threading.Thread(target=provider.shutdown, name="flush of spans", daemon=True)
     flushing.start()

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any, Final, Literal, Self, cast
 
+from opentelemetry.sdk.resources import Resource
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
@@ -18,13 +19,14 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey, WorkerDeploymentVersion
-from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, ReplaySafeTracerProvider, create_tracer_provider
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCStatusCode
 
 from encryption import Encryption
 from payload_converter.encryption import encrypting
+from runtime import temporal_log
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
 from runtime.worker_versioning import WorkerVersioning
@@ -73,17 +75,23 @@ class TemporalSettings(BaseSettings):
         return self
 
 
+def new_provider(resource: Resource) -> ReplaySafeTracerProvider:
+    """Return the provider of tracers of a process that connects to Temporal: a replay of a workflow ends no span."""
+    return create_tracer_provider(resource=resource, shutdown_on_exit=False)
+
+
 async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:
     """Return a connected client with the payload converter of the suite. Waits until Temporal can be reached.
 
     The client and its workers propagate the trace's context and record Temporal's own spans. Spans of workflows are
-    replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.metrics. The process
-    is ready only while Temporal answers and has the namespace. `encryption` says how payloads are encrypted, None if
-    they are not. The client waits for its keys, too. It also waits, with a warning, while Temporal refuses its
+    replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.temporal_metrics. The
+    process is ready only while Temporal answers and has the namespace. `encryption` says how payloads are encrypted,
+    None if they are not. The client waits for its keys, too. It also waits, with a warning, while Temporal refuses its
     credentials: an operator may give Temporal the key later.
 
     Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
     """
+    temporal_log.configure()
     profile = ClientConfigProfile.load()
     try:
         options = profile.to_client_connect_config()

@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
 
     from jobs import errors, ids, names
+    from jobs.application_errors import to_application_error
     from jobs.memo import to_memo
     from jobs.search import attributes_of
     from jobs.times import TotalTime
@@ -67,4 +68,4 @@ async def raise_failure(
         raise CancelledError(str(error))
     if isinstance(error, errors.TotalTimeout) and total_time.ends_workflow:
         await cancellation.wait(lambda: False)
-    raise errors.to_application_error(error, *([] if partial is None else [partial]))
+    raise to_application_error(error, *([] if partial is None else [partial]))

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from bench.support.stamps import stamp
-from runtime import process
+from runtime import process, temporal
 from services.gpu_worker import __main__ as gpu_worker
 from services.gpu_worker.engines.engine import ENGINES, EngineConfig, Generation, Output
 from services.gpu_worker.engines.simulated import SimulatedEngine, SimulatedOptions
@@ -33,4 +33,4 @@ def create(config: EngineConfig) -> StampingEngine:
 
 if __name__ == "__main__":
     ENGINES["simulated"] = "bench.peers.stamping_worker"
-    process.run("gpu-worker", gpu_worker.main)
+    process.run("gpu-worker", gpu_worker.main, new_provider=temporal.new_provider)

@@ -12,6 +12,7 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.temporal_metrics import temporal_runtime
 from services.gateway.canaries import keeping_canaries
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.pipelines.catalogue import load_pipelines
@@ -22,6 +23,7 @@ from store.encrypted import open_store
 from store.settings import StoreSettings
 
 SERVICE: Final = "gateway"
+_SETTINGS: Final = (GatewaySettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
 
 
 async def main() -> None:
@@ -30,9 +32,9 @@ async def main() -> None:
     load_pipelines()
     encryption = open_encryption(tenant_of)
     async with AsyncExitStack() as stack:
-        serving = serving_metrics(settings, readiness)
-        metrics = await stack.enter_async_context(serving)
-        client = await temporal.connect(metrics.temporal, readiness, encryption)
+        metrics = await stack.enter_async_context(serving_metrics(settings, readiness))
+        runtime = await stack.enter_async_context(temporal_runtime(metrics))
+        client = await temporal.connect(runtime, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
         feed, reports, answers = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
@@ -66,6 +68,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(
-        SERVICE, main, (GatewaySettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
-    )
+    process.run(SERVICE, main, _SETTINGS, temporal.new_provider)

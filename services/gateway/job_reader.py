@@ -31,6 +31,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from feed.feed import Feed
 from jobs import errors, names
+from jobs.application_errors import from_application_error, partial_result
 from jobs.errors import EngineFailed, to_status
 from jobs.ids import tenant_of
 from jobs.outcome import add_result
@@ -170,7 +171,7 @@ class JobReader:
             failure = error.cause
         if not isinstance(failure, ApplicationError):
             return Ending(None, None)
-        return Ending(errors.partial_result(failure), failure)
+        return Ending(partial_result(failure), failure)
 
     async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
         status = await base_status(description)
@@ -264,7 +265,7 @@ class JobReader:
         ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
         if ending.failure is None:
             return EngineFailed("the workflow failed")
-        return errors.from_application_error(ending.failure, otherwise=EngineFailed)
+        return from_application_error(ending.failure, otherwise=EngineFailed)
 
     async def _recorded(
         self, description: WorkflowExecutionDescription, ending: Ending | None

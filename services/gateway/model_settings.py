@@ -5,9 +5,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
 
-from jobs import limits, names
+from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from jobs.field_rules import MAX_IMAGE_SIDE
+from jobs.ids import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 from models import DOCSTRINGS
 from runtime.tenants import TenantName
@@ -34,7 +35,7 @@ class Model(BaseModel):
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
-    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
+    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
     """Task queue of the workers of the model. Several models need a queue each. Background jobs wait in the queue of
     this name with `.background`."""
     tokenizer: FilePath | None = None

@@ -16,6 +16,7 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.temporal_metrics import temporal_runtime
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.answer_cache import AnswerCache
 from services.gpu_worker.batch.activity import RunBatchChunk
@@ -29,6 +30,7 @@ from store.encrypted import open_store
 from store.settings import StoreSettings
 
 SERVICE: Final = "gpu-worker"
+_SETTINGS: Final = (GpuWorkerSettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
 
 
 async def main() -> None:
@@ -36,7 +38,11 @@ async def main() -> None:
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
-    async with serving_metrics(settings, readiness) as metrics, model_folder(settings) as path:
+    async with (
+        serving_metrics(settings, readiness) as metrics,
+        temporal_runtime(metrics) as runtime,
+        model_folder(settings) as path,
+    ):
         engine = chosen_engine(settings, path)
         feed, reports, answers = open_feed(FeedSettings(), SERVICE, encryption)
         store = open_store(StoreSettings(), encryption)
@@ -46,7 +52,7 @@ async def main() -> None:
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
         readiness.want("feed", "is not connected: watchers see no tokens", lambda: feed.available)
         try:
-            client = await temporal.connect(metrics.temporal, readiness, encryption)
+            client = await temporal.connect(runtime, readiness, encryption)
             connected.set_result(client)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             cache = AnswerCache(answers, Recipe(settings, path), telemetry[0])
@@ -63,6 +69,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(
-        SERVICE, main, (GpuWorkerSettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
-    )
+    process.run(SERVICE, main, _SETTINGS, temporal.new_provider)

@@ -25,6 +25,7 @@ from temporalio.exceptions import ApplicationError
 
 from feed.feed import Feed
 from jobs import names
+from jobs.application_errors import to_attempt_error
 from jobs.errors import (
     RULES,
     Cancelled,
@@ -32,7 +33,6 @@ from jobs.errors import (
     JobError,
     UnknownModel,
     WorkerShutdown,
-    to_attempt_error,
 )
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of

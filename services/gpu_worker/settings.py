@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX, queue_of
-from jobs.limits import MAX_TEMPORAL_ID
+from jobs.ids import MAX_TEMPORAL_ID
 from jobs.training import trained_model
 from llm_pb import common_pb2
 from models import DOCSTRINGS

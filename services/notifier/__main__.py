@@ -13,6 +13,7 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.temporal_metrics import temporal_runtime
 from services.notifier.activity import NotifyUI
 from services.notifier.dispatcher import Dispatcher
 from services.notifier.metrics import NotifierMetrics
@@ -32,9 +33,10 @@ async def main() -> None:
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     async with (
         serving_metrics(settings, readiness) as metrics,
+        temporal_runtime(metrics) as runtime,
         open_sinks(settings) as sinks,
     ):
-        client = await temporal.connect(metrics.temporal, readiness, encryption)
+        client = await temporal.connect(runtime, readiness, encryption)
         dispatcher = Dispatcher(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
         outcomes = Worker(
             client,
@@ -58,4 +60,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (NotifierSettings, EncryptionSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (NotifierSettings, EncryptionSettings, temporal.TemporalSettings), temporal.new_provider)

@@ -19,7 +19,8 @@ from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
 from jobs import names
-from jobs.errors import DeliveryFailed, to_attempt_error, to_status
+from jobs.application_errors import to_attempt_error
+from jobs.errors import DeliveryFailed, to_status
 from jobs.events import event_type, takes_progress
 from jobs.ids import owner, tenant_of
 from jobs.options import DEFAULT_PROGRESS_INTERVAL

@@ -14,6 +14,7 @@ from runtime import process, temporal
 from runtime.background import beside
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.temporal_metrics import temporal_runtime
 from services.trainer.base_models import BaseModels
 from services.trainer.device import Device
 from services.trainer.metrics import TrainerMetrics
@@ -26,6 +27,7 @@ from store.encrypted import open_store
 from store.settings import StoreSettings
 
 SERVICE: Final = "trainer"
+_SETTINGS: Final = (TrainerSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
 _STEPS: Final = 2
 """Maximum number of concurrent steps. Trainings do not count."""
 
@@ -38,8 +40,8 @@ async def main() -> None:
     if store is None:
         raise RuntimeError("a trainer needs the store of files: set STORE_URL")
     use_threads(settings.threads)
-    async with serving_metrics(settings, readiness) as metrics:
-        client = await temporal.connect(metrics.temporal, readiness, encryption)
+    async with serving_metrics(settings, readiness) as metrics, temporal_runtime(metrics) as runtime:
+        client = await temporal.connect(runtime, readiness, encryption)
         models, device = BaseModels(client, store, settings), Device()
         steps = TrainingSteps(client, store, models, device, settings)
         train = TrainModel(store, models, device, settings, TrainerMetrics(metrics.meter(__package__)))
@@ -67,4 +69,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (TrainerSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, _SETTINGS, temporal.new_provider)

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 from temporalio.api.failure.v1 import Failure
 
-from jobs.errors import EngineFailed, InvalidJob, UnsupportedParams, to_attempt_error
+from jobs.application_errors import to_attempt_error
+from jobs.errors import EngineFailed, InvalidJob, UnsupportedParams
 from payload_converter import data_converter
 from tests.stack.test_openai_engine import LENGTH, SECRET, job, new_engine, outputs, piece, provider, streaming, text_of
 

@@ -18,12 +18,12 @@ from jobs import names
 from jobs.ids import (
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
+    MAX_TEMPORAL_ID,
     delivery_workflow_id,
     job_digest,
     unshortened_delivery_workflow_id,
     unshortened_workflow_id,
 )
-from jobs.limits import MAX_TEMPORAL_ID
 from jobs.options import DEFAULTS
 from jobs.pipelines import MAX_PATH
 from llm_pb import internal_pb2, llm_pb2

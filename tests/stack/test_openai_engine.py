@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from deploy.local.stack import Stack
-from jobs.errors import EngineDead, EngineFailed, JobError, PromptTooLong, UnsupportedParams, to_attempt_error
+from jobs.application_errors import to_attempt_error
+from jobs.errors import EngineDead, EngineFailed, JobError, PromptTooLong, UnsupportedParams
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gpu_worker.engines.engine import CannotContinue, Engine, EngineConfig, Generation, Output, create_engine

@@ -460,7 +460,7 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from payload_converter import data_converter
-from runtime import telemetry
+from runtime import telemetry, temporal
 
 class Counter(SpanProcessor):
     started = ended = 0
@@ -475,7 +475,7 @@ async def main():
         plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
     ).replay_workflow(WorkflowHistory.from_json("replayed", sys.stdin.read()))
 
-with telemetry.tracing("replayer"):
+with telemetry.tracing("replayer", temporal.new_provider):
     counter = Counter()
     trace.get_tracer_provider().add_span_processor(counter)
     asyncio.run(main())

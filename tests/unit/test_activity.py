@@ -17,7 +17,8 @@ from temporalio.testing import ActivityEnvironment
 
 from feed.answers import Answers
 from feed.memory import MemoryFeed
-from jobs.errors import RULES, EngineDead, EngineFailed, JobError, partial_result
+from jobs.application_errors import partial_result
+from jobs.errors import RULES, EngineDead, EngineFailed, JobError
 from jobs.ids import workflow_id
 from jobs.rules import check_job
 from llm_pb import common_pb2, internal_pb2, llm_pb2

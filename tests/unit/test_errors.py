@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from google.rpc import code_pb2, status_pb2
 
-from jobs import errors
+from jobs import application_errors, errors
 from jobs.outcome import final_state
 from llm_pb import llm_pb2
 from tests.support.jobs import unpack
@@ -70,7 +70,7 @@ def test_reasons_are_unique() -> None:
 @pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
 def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
     """Temporal gets the type and whether to retry. A client gets the code, the message and the reason."""
-    of_job = errors.to_application_error(kind("why"))
+    of_job = application_errors.to_application_error(kind("why"))
     assert errors.BY_REASON[of_job.type or ""] is kind
     assert of_job.non_retryable is not errors.RULES[kind].retryable
     assert of_job.next_retry_delay is None
@@ -85,12 +85,12 @@ def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
 def test_an_attempts_error_tells_temporal_what_the_table_says(kind: type[errors.JobError]) -> None:
     """Temporal retries a retryable error after the delay of the table, and leaves a handover to the workflow."""
     partial = llm_pb2.JobResult(output="so far")
-    of_attempt = errors.to_attempt_error(kind("why"), partial)
+    of_attempt = application_errors.to_attempt_error(kind("why"), partial)
     rule = errors.RULES[kind]
     assert (of_attempt.type, of_attempt.message) == (kind.reason, "why")
     assert of_attempt.non_retryable == (rule.handed_over or not rule.retryable)
     assert of_attempt.next_retry_delay == rule.retry_delay
-    assert errors.partial_result(of_attempt) == partial
+    assert application_errors.partial_result(of_attempt) == partial
 
 
 def test_a_stopped_worker_hands_over_and_a_dead_engine_is_replaced_at_once() -> None:
@@ -118,6 +118,6 @@ def test_a_status_of_no_job_has_no_rule() -> None:
 def test_an_engines_pages_of_words_are_cut() -> None:
     """A status must fit into Temporal's memo and gRPC's trailers."""
     error = errors.EngineFailed("why " * 100_000)
-    for message in (errors.to_status(error).message, errors.to_application_error(error).message):
+    for message in (errors.to_status(error).message, application_errors.to_application_error(error).message):
         assert message.startswith("why why")
         assert len(message) <= 2000

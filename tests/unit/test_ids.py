@@ -12,6 +12,7 @@ from jobs.ids import (
     ID_PATTERN,
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
+    MAX_TEMPORAL_ID,
     WORKFLOW_ID_PATTERN,
     bulk_deletion_workflow_id,
     deletion_workflow_id,
@@ -23,7 +24,6 @@ from jobs.ids import (
     unshortened_workflow_id,
     workflow_id,
 )
-from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 from runtime.tenants import TENANT_PATTERN
 

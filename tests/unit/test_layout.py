@@ -285,6 +285,15 @@ def test_a_module_holds_one_thing() -> None:
     assert not big
 
 
+def test_the_http_front_imports_nothing_of_temporal() -> None:
+    """It is a client of the gateway. Temporal's library and aiohttp would double its start."""
+    code = (
+        "import sys; from services.http import __main__; "
+        "sys.exit(bool({'aiohttp', 'nats', 'temporalio'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_a_worker_imports_only_its_engine() -> None:
     """The module of the Engine protocol loads no engine. The simulated engine loads neither torch nor vllm."""
     code = (

@@ -9,7 +9,7 @@ import pytest
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from runtime import log
+from runtime import log, temporal_log
 
 MARKER = "xyzzy-marker"
 
@@ -20,8 +20,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root, library = logging.getLogger(), logging.getLogger(activity.logger.logger.name)
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(library, "filters", [])
-    monkeypatch.setattr(log._SHORTENING, "redacts", False)
     log.configure(log.LogSettings(format="json"))
+    temporal_log.configure()
     text = io.StringIO()
     (handler,) = root.handlers
     assert isinstance(handler, logging.StreamHandler)

@@ -59,7 +59,7 @@ class LineFiles:
     async def _check(self, job: llm_pb2.JobRequest) -> list[Violation]:
         if self._checks is None:
             # Most batches have no such line, and need no connection.
-            self._stack.enter_context(tracing(_SERVICE))
+            self._stack.enter_context(tracing(_SERVICE, temporal.new_provider))
             client = await temporal.connect(Runtime.default(), Readiness(_SERVICE), self._encryption)
             reader = FileReader(client, PageTokens(None), self._encryption, knows_tenants=False)
             self._checks = PromptFiles(reader, self._store, self._models)

@@ -15,8 +15,8 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode, urlsplit
 
+from runtime.addresses import is_confidential
 from runtime.auth_jwt import TokenError, claims_of
-from runtime.auth_settings import is_confidential
 from runtime.bounded_fetch import FetchError, fetch
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.auth_settings import is_confidential
+from runtime.addresses import is_confidential
 from runtime.tls import ClientTls, client_context
 from services.http.signin.keys import read_keys
 
