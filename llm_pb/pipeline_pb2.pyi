@@ -1422,7 +1422,9 @@ class CancelPipelineResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___PipelineStatus:
-        """The pipeline's status: cancel_requested is set, or the state is final."""
+        """The pipeline's status: cancel_requested is set, or the state is final. Of a pipeline that does not tell its status in time it holds the
+        id, the state and trace_id alone.
+        """
 
     def __init__(
         self,

@@ -98,16 +98,17 @@ class ChildDeletions:
         self.failed: set[str] = set()
         """The jobs whose deletion has failed in this run."""
 
-    async def delete(self, ids: Collection[str]) -> bool:
+    async def delete(self, ids: Collection[str], batches: Collection[str] = ()) -> bool:
         """Delete the jobs; return whether any was: others may be deleting all of them.
 
-        Raises ApplicationError once too many deletions have failed.
+        `batches`: those among them that are batches, as far as their ids do not say so. Raises ApplicationError once
+        too many deletions have failed.
         """
         turns, before = asyncio.Semaphore(_CONCURRENT), self._count()
 
         async def delete(id_: str) -> None:
             async with turns:
-                await self._delete_one(id_)
+                await self._delete_one(id_, of_batch=is_batch(id_) or id_ in batches)
 
         await asyncio.gather(*map(delete, ids))
         if len(self.failed) >= MAX_FAILED:
@@ -117,7 +118,7 @@ class ChildDeletions:
     def _count(self) -> int:
         return self._deletion.deleted_jobs + self._deletion.deleted_batches
 
-    async def _delete_one(self, id_: str) -> None:
+    async def _delete_one(self, id_: str, *, of_batch: bool) -> None:
         request = internal_pb2.DeletionRequest(workflow_id=id_, grace=self._request.grace)
         about = about_user(self._user_id, self._request.user_value or self._user_id)
         try:
@@ -140,7 +141,7 @@ class ChildDeletions:
             if workflow.patched(names.PATCH_FAILED_DELETIONS):
                 self.failed.add(id_)
             return
-        if is_batch(id_):
+        if of_batch:
             self._deletion.deleted_batches += 1
         else:
             self._deletion.deleted_jobs += 1

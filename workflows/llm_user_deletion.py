@@ -126,10 +126,10 @@ class LLMUserDeletionWorkflow:
             before=before,
             types=kinds,
         )
-        found = (await step(activities.find_jobs, request, FIND_TIMEOUT)).workflow_ids
-        jobs = [id_ for id_ in found if id_ not in self._children.failed]
+        found = await step(activities.find_jobs, request, FIND_TIMEOUT)
+        jobs = [id_ for id_ in found.workflow_ids if id_ not in self._children.failed]
         if jobs:
-            await self._children.delete(jobs)
+            await self._children.delete(jobs, found.batches)
         return bool(jobs)
 
     def _owned(self, before: Timestamp | None = None) -> internal_pb2.DeleteOwnedRequest:

@@ -156,6 +156,8 @@ class DeletionSteps:
                 for item, match in zip(page, await asyncio.gather(*map(matches, page)), strict=True):
                     if match and item.id not in response.workflow_ids and len(response.workflow_ids) < _FOUND:
                         response.workflow_ids.append(item.id)
+                        if kind == names.BATCH_WORKFLOW_TYPE:
+                            response.batches.append(item.id)
                 if not pages.next_page_token:
                     break
         return response

@@ -1,6 +1,7 @@
 """Counts the batches and pipelines that have not ended, for metrics: see services.gateway.open_jobs.
 
-Each kind is one list of visibility per interval, of up to 1,000 workflows a page.
+Each kind is one page of visibility's list per interval, of up to 1,000 workflows. Where more have not ended, a count
+says how many, and the pages of one interval after the other lead to the oldest: visibility lists the newest first.
 """
 
 import asyncio
@@ -21,19 +22,24 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.pace import Pace
 
 _log = logging.getLogger(__name__)
+_MOST: Final = 1000
 _WORKFLOW_TYPES: Final = {"batch": names.BATCH_WORKFLOW_TYPE, "pipeline": names.PIPELINE_WORKFLOW_TYPE}
 
 
 class OpenWork:
     """Gauges of the batches or the pipelines that have not ended. They are absent while Temporal does not list them."""
 
-    def __init__(self, client: Client, meter: Meter, kind: str) -> None:
-        """`kind` is "batch" or "pipeline"."""
+    def __init__(self, client: Client, meter: Meter, kind: str, most: int = _MOST) -> None:
+        """`kind` is "batch" or "pipeline", `most` the size of a page."""
         self._client = client
         self._query = f"WorkflowType = '{_WORKFLOW_TYPES[kind]}' AND ExecutionStatus = 'Running'"
         self._name = {"batch": "batches", "pipeline": "pipelines"}[kind]
-        self._created: list[datetime] | None = None
-        """When each of them was created."""
+        self._most = most
+        self._count: int | None = None
+        self._oldest: datetime | None = None
+        """When the oldest of those that were seen last was created; None without one."""
+        self._started_until: datetime | None = None
+        """Only those whose runs started until then are listed. None: all are."""
         meter.create_observable_gauge(
             f"llm.{kind}.open",
             [self._observe_open],
@@ -56,22 +62,46 @@ class OpenWork:
         while interval:
             accepted = True
             try:
-                listed = self._client.list_workflows(self._query, page_size=1000, rpc_timeout=RPC_TIMEOUT)
-                self._created = [await _created(execution) async for execution in listed]
+                await self._look()
             except RPCError as error:
                 _log.warning("the open %s cannot be counted: %s %s", self._name, error.status.name, error)
-                self._created = None
+                self._count = None
                 accepted = error.status != RPCStatusCode.RESOURCE_EXHAUSTED
             await asyncio.sleep(pace.after(accepted=accepted))
 
+    async def _look(self) -> None:
+        """Count all, and find the oldest among a page of them. Raises RPCError."""
+        if not (found := await self._page()) and self._started_until is not None:
+            # All of them have ended.
+            self._started_until = None
+            found = await self._page()
+        created = [await _created(execution) for execution in found]
+        if self._started_until is None and len(found) < self._most:
+            count = len(found)
+        else:
+            count = (await self._client.count_workflows(self._query, rpc_timeout=RPC_TIMEOUT)).count
+        self._count, self._oldest = count, min(created, default=None)
+        if count < self._most:
+            self._started_until = None
+        elif len(found) == self._most:
+            # Temporal's times are finer than Python's.
+            self._started_until = min(execution.start_time for execution in found) + timedelta(milliseconds=1)
+
+    async def _page(self) -> list[WorkflowExecution]:
+        query = self._query
+        if self._started_until is not None:
+            query += f" AND StartTime <= '{self._started_until.isoformat()}'"
+        listed = self._client.list_workflows(query, page_size=self._most, limit=self._most, rpc_timeout=RPC_TIMEOUT)
+        return [execution async for execution in listed]
+
     def _observe_open(self, _: CallbackOptions) -> Iterable[Observation]:
-        if self._created is not None:
-            yield Observation(len(self._created))
+        if self._count is not None:
+            yield Observation(self._count)
 
     def _observe_age(self, _: CallbackOptions) -> Iterable[Observation]:
-        if self._created is not None:
+        if self._count is not None:
             now = datetime.now(UTC)
-            yield Observation(max((now - min(self._created, default=now)).total_seconds(), 0.0))
+            yield Observation(max((now - (self._oldest or now)).total_seconds(), 0.0))
 
 
 async def _created(execution: WorkflowExecution) -> datetime:

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from google.protobuf.wrappers_pb2 import Int32Value
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -22,11 +23,11 @@ from tests.support.batches import Stubs, lines_of, new_batch, to_jsonl
 from tests.support.deletions import PATIENCE, feed_holds, until_ended, until_no_rows
 from tests.support.files import messages, new_file, refusal, upload
 from tests.support.jobs import new_job, until_output
-from tests.support.pipelines import new_pipeline
+from tests.support.pipelines import follow, new_pipeline
 from tests.support.pipelines import submit as submit_pipeline
 from tests.support.schedules import create, new_schedule, trigger
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def objects_of(stack: Stack) -> set[Path]:
@@ -34,6 +35,31 @@ def objects_of(stack: Stack) -> set[Path]:
     return {path for path in (stack.state_dir / "store").rglob("*") if path.is_file()}
 
 
+async def test_the_batch_of_a_pipeline_is_deleted_as_a_batch(stack: Stack, stub: LlmServiceStub) -> None:
+    """Its id is that of a step, and does not say what it is."""
+    user = f"leaver-{uuid.uuid4().hex[:8]}"
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        batches = BatchServiceStub(channel)  # type: ignore[no-untyped-call]
+        pipelines = PipelineServiceStub(channel)  # type: ignore[no-untyped-call]
+        id_ = (
+            await submit_pipeline(pipelines, new_pipeline("lingering", Int32Value(value=3), user_id=user))
+        ).pipeline_id
+        seen = await follow(pipelines, id_, until=lambda seen: "lines" in seen.steps)
+        batch = batch_pb2.GetBatchRequest(batch_id=seen.steps["lines"].workflow_id)
+        assert (await batches.GetBatch(batch, timeout=PATIENCE)).status.batch_id == batch.batch_id
+        started = await stub.DeleteUser(llm_pb2.DeleteUserRequest(user_id=user), timeout=PATIENCE)
+        request = llm_pb2.GetDeletionRequest(deletion_id=started.deletion.deletion_id)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                deletion = (await stub.GetDeletion(request, timeout=PATIENCE)).deletion
+                if deletion.deleted_jobs + deletion.deleted_batches == 2:
+                    break
+                await asyncio.sleep(0.1)
+        assert (deletion.deleted_jobs, deletion.deleted_batches) == (1, 1)
+        assert await refusal(batches.GetBatch(batch, timeout=PATIENCE)) == ("NOT_FOUND", "BATCH_NOT_FOUND")
+
+
+@pytest.mark.long
 async def test_nothing_is_left_of_a_user(stack: Stack, stub: LlmServiceStub, temporal: Client) -> None:
     """Jobs, a pipeline, batches, files, a begun upload and a schedule with its runs; the gateway dies in between.
 

@@ -1,14 +1,22 @@
 """The gauge of open jobs, with a real Temporal server that goes down and comes back."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter import data_converter
+from services.gateway.open_work import OpenWork
 from tests.support.jobs import new_job, until_output
 from tests.support.scrapes import Scrape, scrape, scrape_until
 from tests.support.stacks import FAST, stack_settings
@@ -108,3 +116,42 @@ async def test_counting_can_be_turned_off(stack: Stack) -> None:
     assert asked(await scrape(stack, "gateway"), "CountWorkflowExecutions") > 0
     assert counted(found) == {}
     await silent.terminate()
+
+
+async def test_the_oldest_batch_is_found_beyond_the_first_page(stack: Stack) -> None:
+    """Each look lists one page, and the next one goes on where it has ended."""
+    temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader]).get_meter("test")
+    looking = asyncio.create_task(OpenWork(temporal, meter, "batch", most=2).keep_counting(timedelta(milliseconds=50)))
+
+    async def until(condition: Callable[[dict[str, float]], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition(read()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    def read() -> dict[str, float]:
+        found = reader.get_metrics_data()
+        return {
+            metric.name: point.value
+            for resource in (found.resource_metrics if found else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        }
+
+    # Nobody polls the queue, so that none of them ends.
+    handles = [
+        await temporal.start_workflow(names.BATCH_WORKFLOW_TYPE, id=f"llmbatch-many-{number}", task_queue="nobody")
+        for number in range(5)
+    ]
+    oldest = (await handles[0].describe()).start_time
+    await until(lambda seen: seen.get("llm.batch.open") == 5)
+    least = (datetime.now(UTC) - oldest).total_seconds()
+    await until(lambda seen: seen["llm.batch.oldest.age"] >= least)
+    await handles[0].terminate()
+    await until(lambda seen: seen["llm.batch.open"] == 4)
+    for handle in handles[1:]:
+        await handle.terminate()
+    await until(lambda seen: (seen["llm.batch.open"], seen["llm.batch.oldest.age"]) == (0, 0))
+    looking.cancel()

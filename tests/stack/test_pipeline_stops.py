@@ -1,6 +1,7 @@
 """Pipelines whose code resists: a cancel and the end of their time stop them, and what they did is undone."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,12 +10,13 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value
-from temporalio import activity
+from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deploy.local.stack import Stack
+from jobs import names
 from jobs.errors import reason_of
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -23,6 +25,7 @@ from services.gateway.ledgers import LedgerActivities
 from tests.support.files import PATIENCE
 from tests.support.pipelines import cancel, follow, new_pipeline, submit
 
+SIGNALED = "workflow_execution_signaled_event_attributes"
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
 
 
@@ -127,3 +130,32 @@ async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> N
     assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
     assert "limit must be 1 or more" in seen.status.root.error.message
     assert {path: step.state for path, step in seen.steps.items()} == {"undo": SUCCEEDED}
+
+
+@workflow.defn(name=names.PIPELINE_WORKFLOW_TYPE)
+class Waits:
+    """A pipeline that waits for ever."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.query(name=names.QUERY_GET_RECORD)
+    def get_record(self) -> internal_pb2.PipelineRecord:
+        return internal_pb2.PipelineRecord()
+
+
+@pytest.mark.long
+async def test_a_cancel_is_accepted_although_the_pipeline_does_not_answer(pipelines: Any, temporal: Client) -> None:
+    """Where many are cancelled at once, some tell their status late. The cancel is durable by then."""
+    id_, queue = f"llmpipe-silent-{uuid.uuid4().hex}", uuid.uuid4().hex
+    async with Worker(temporal, task_queue=queue, workflows=[Waits], workflow_runner=UnsandboxedWorkflowRunner()):
+        handle = await temporal.start_workflow(names.PIPELINE_WORKFLOW_TYPE, id=id_, task_queue=queue)
+        await handle.query(names.QUERY_GET_RECORD)
+    status = await cancel(pipelines, id_)
+    assert (status.pipeline_id, status.state, status.cancel_requested) == (id_, llm_pb2.JOB_STATE_RUNNING, True)
+    signals = [event async for event in handle.fetch_history_events() if event.HasField(SIGNALED)]
+    assert [event.workflow_execution_signaled_event_attributes.signal_name for event in signals] == [
+        names.SIGNAL_CANCEL
+    ]
+    await handle.terminate()

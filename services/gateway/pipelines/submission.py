@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2
 from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
@@ -37,7 +38,7 @@ from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.datasets import Datasets
-from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.reader import PipelineReader, closed_status
 from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -136,6 +137,7 @@ class PipelineSubmission:
         """Cancel a pipeline and return its status. An ended one does not change. Raises ApiError, RPCError."""
         description = await self._reader.describe(caller, request.pipeline_id)
         await link_call(description)
+        signalled = False
         if description.status == WorkflowExecutionStatus.RUNNING:
             signal = llm_pb2.CancelRequest(workflow_id=request.pipeline_id, reason=request.reason)
             try:
@@ -144,7 +146,16 @@ class PipelineSubmission:
                 # It may have ended meanwhile.
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
-        status = (await self._reader.read(caller, request.pipeline_id)).status
+            else:
+                signalled = True
+        try:
+            status = (await self._reader.read(caller, request.pipeline_id)).status
+        except (ApiError, RPCError) as error:
+            if not signalled or (isinstance(error, ApiError) and error.status.code != code_pb2.UNAVAILABLE):
+                raise
+            # The cancel is durable. Where many are cancelled at once, a pipeline answers later.
+            _log.info("%s does not tell its status after a cancel: %r", request.pipeline_id, error)
+            status = await closed_status(description)
         if status.state not in FINAL_STATES:
             status.cancel_requested = True
         return status
