@@ -227,3 +227,5 @@ PATCH_LEFT_USAGE: Final = "asks-what-is-left"
 PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
+# A ledger leases nothing to a batch that has released its slot.
+PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"

@@ -30,6 +30,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names
+    from jobs.ids import is_batch, is_pipeline
     from jobs.inputs import one_input
     from jobs.options import duration
     from llm_pb import internal_pb2
@@ -46,6 +47,7 @@ _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
 _LEAST_LEASES: Final = 4
 """Number of leases that are left for others where a batch could use all."""
+_MAX_RELEASED: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INPUT: Final = "Reserve takes one ReserveRequest"
 
@@ -85,6 +87,8 @@ class LLMLedgerWorkflow:
         """The slot of each job. The job that was checked longest ago comes first."""
         self._day, self._used_tokens = (state.day, state.used_tokens) if state else (0, 0)
         self._files = CountedFiles(state.files, state.files_version) if state else CountedFiles()
+        self._released: dict[str, None] = {}
+        """The batches and pipelines that have released their slots last in this run."""
         self._updates = 0
         self._next_check = workflow.now()
 
@@ -116,6 +120,7 @@ class LLMLedgerWorkflow:
                 # A repeated Submit reserves the tokens that the job has already.
                 slot = self._slots.get(id_, Slot(workflow.now(), tokens))
                 self._slots[id_] = slot._replace(reserved_at=workflow.now())
+                self._released.pop(id_, None)
         return internal_pb2.ReserveResponse(
             refused=refusals,
             refused_by_reserved_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_RESERVED],
@@ -144,6 +149,9 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError("Lease takes one LeaseRequest")
         self._updates += 1
+        if request.workflow_id in self._released and workflow.patched(names.PATCH_RELEASED_LEASES):
+            # It has ended while this was under way, and nothing would free a slot soon.
+            return internal_pb2.LeaseResponse()
         if not self._lease_of(request) and self._check_is_due():
             await self._check()
         id_ = request.workflow_id
@@ -181,6 +189,10 @@ class LLMLedgerWorkflow:
             known = len(request.output_tokens) == len(request.workflow_ids)
             for index, id_ in enumerate(request.workflow_ids):
                 self._free(id_, request.output_tokens[index] if known else None)
+                if is_batch(id_) or is_pipeline(id_):
+                    self._released[id_] = None
+                    if len(self._released) > _MAX_RELEASED:
+                        del self._released[next(iter(self._released))]
 
     @workflow.query(name=names.QUERY_GET_LEDGER)
     def get_ledger(self) -> internal_pb2.LedgerState:

@@ -28,7 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import KeysUnavailable
 from jobs import names
-from llm_pb import internal_pb2
+from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.group_commit import GroupCommit
 from runtime.shared_calls import SharedCalls
@@ -239,7 +239,7 @@ class LedgerActivities:
         async def find(id_: str) -> None:
             async with describing:
                 description = await self._describe(id_)
-                used = -1 if description is None else await _used_tokens(description)
+                used = -1 if description is None else await self._used_tokens(description)
             if description is None:
                 found.missing.append(id_)
             elif description.status != WorkflowExecutionStatus.RUNNING:
@@ -260,19 +260,32 @@ class LedgerActivities:
                 raise
             return None
 
+    async def _used_tokens(self, description: WorkflowExecutionDescription) -> int:
+        """Return the output tokens of a closed job, batch or pipeline; -1 where its record does not tell them."""
+        try:
+            if description.workflow_type == names.BATCH_WORKFLOW_TYPE:
+                record = await ended_record(description)
+                return -1 if record is None else record.status.usage.output_tokens
+            if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+                return await _used_by_pipeline(description)
+            if (status := await final_status(description)) is None:
+                return -1
+            if status.progress.output_tokens and await self._was_cached(description):
+                return 0
+        except (PayloadError, KeysUnavailable):
+            return -1
+        return status.progress.output_tokens
 
-async def _used_tokens(description: WorkflowExecutionDescription) -> int:
-    """Return the output tokens of a closed job, batch or pipeline; -1 where its record does not tell them."""
-    try:
-        if description.workflow_type == names.BATCH_WORKFLOW_TYPE:
-            record = await ended_record(description)
-            return -1 if record is None else record.status.usage.output_tokens
-        if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
-            return await _used_by_pipeline(description)
-        status = await final_status(description)
-    except (PayloadError, KeysUnavailable):
-        status = None
-    return -1 if status is None else status.progress.output_tokens
+    async def _was_cached(self, description: WorkflowExecutionDescription) -> bool:
+        """Return whether the answer of a closed job is that of another one. Raises RPCError, PayloadError."""
+        completed = description.status == WorkflowExecutionStatus.COMPLETED
+        if not completed or await description.memo_value(names.MEMO_CACHE, None) is not True:
+            return False
+        handle = self._client.get_workflow_handle(
+            description.id, run_id=description.run_id, result_type=llm_pb2.JobResult
+        )
+        result: llm_pb2.JobResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
+        return result.metadata.cached
 
 
 async def _used_by_pipeline(description: WorkflowExecutionDescription) -> int:

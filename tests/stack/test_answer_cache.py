@@ -10,11 +10,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.wrappers_pb2 import StringValue
+from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
 
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from services.gateway.ledgers import LedgerActivities
 from tests.support.deletions import delete
 from tests.support.jobs import new_job, run_job, until_output, watch
 from tests.support.pipelines import follow, new_pipeline, submit
@@ -31,7 +34,7 @@ def job(prompt: str, **changes: Any) -> llm_pb2.JobRequest:
     return new_job(prompt, **{"params": {"max_tokens": 20, "temperature": 0}, "cache": TTL, **changes})
 
 
-async def test_the_answer_is_kept_until_its_job_is_deleted(stub: LlmServiceStub, prompt: str) -> None:
+async def test_the_answer_is_kept_until_its_job_is_deleted(stub: LlmServiceStub, temporal: Client, prompt: str) -> None:
     first = await run_job(stub, job(prompt))
     second = await run_job(stub, job(prompt))
     metadata = second.final.result.metadata
@@ -40,6 +43,11 @@ async def test_the_answer_is_kept_until_its_job_is_deleted(stub: LlmServiceStub,
     assert metadata.output_tokens == first.final.result.metadata.output_tokens == 20
     progress = [message.status.progress for message in second.messages if message.HasField("status")]
     assert (progress[-1].percent, progress[-1].output_tokens) == (100, 20)
+    # A ledger that has not heard of their ends counts what they have generated.
+    request = internal_pb2.FindEndedJobsRequest(workflow_ids=[one.final.status.workflow_id for one in (first, second)])
+    found = await ActivityEnvironment().run(LedgerActivities(temporal).find_ended_jobs, request)
+    used = dict(zip(found.ended, found.output_tokens, strict=True))
+    assert [used[id_] for id_ in request.workflow_ids] == [20, 0]
 
     deleted = await delete(stub, second.final.status.workflow_id)
     assert deleted.state == llm_pb2.DELETION_STATE_DONE

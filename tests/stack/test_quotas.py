@@ -1,6 +1,7 @@
 """Quotas of tenants, at gateways of their own: how often a tenant may call, and how many of its jobs may be open."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from durable_llm import AsyncClient, RetryPolicy
 from durable_llm.errors import QuotaExceeded
 from jobs import names
 from jobs.ids import ledger_workflow_id, tenant_of
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from tests.support.credentials import bearer
 from tests.support.jobs import details_of, new_job
 from tests.support.ledgers import start_ledger
@@ -390,3 +391,28 @@ async def test_an_update_by_hand_breaks_no_ledger(temporal: Client, stack: Stack
         await handle.execute_update(names.UPDATE_RESERVE, args=inputs)
     await handle.signal(names.SIGNAL_RELEASE)
     assert await handle.query(names.QUERY_GET_LEDGER) is not None
+
+
+async def test_a_lease_after_the_end_of_its_batch_keeps_no_slot(temporal: Client, stack: Stack) -> None:
+    """Its request was under way as the batch ended. A batch that is started again leases tokens again."""
+    tenant = f"late-{uuid.uuid4().hex[:8]}"
+    await start_ledger(temporal, tenant)
+    ledger = temporal.get_workflow_handle(ledger_workflow_id(tenant))
+    batch = f"llmbatch--{tenant}-a-b"
+    reserve = internal_pb2.ReserveRequest(workflow_ids=[batch], limit=5)
+    lease = internal_pb2.LeaseRequest(workflow_id=batch, least_tokens=1, wanted_tokens=9, output_tokens_limit=100)
+
+    async def leased() -> int:
+        answer = await ledger.execute_update(names.UPDATE_LEASE, lease, result_type=internal_pb2.LeaseResponse)
+        return answer.leased_tokens
+
+    await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
+    assert await leased() == 9
+    release = internal_pb2.ReleaseRequest(workflow_ids=[batch], output_tokens=[4])
+    await ledger.signal(names.SIGNAL_RELEASE, release)
+    assert await leased() == 0
+    usage = await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
+    assert (usage.slots, usage.reserved_tokens, usage.used_tokens) == (0, 0, 4)
+    await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
+    assert await leased() == 9
+    await ledger.terminate()
