@@ -26,14 +26,7 @@ from temporalio.exceptions import ApplicationError
 from feed.feed import Feed
 from jobs import names
 from jobs.application_errors import to_attempt_error
-from jobs.errors import (
-    RULES,
-    Cancelled,
-    EngineDead,
-    JobError,
-    UnknownModel,
-    WorkerShutdown,
-)
+from jobs.errors import RULES, Cancelled, EngineDead, JobError, UnknownModel, WorkerShutdown
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of
 from jobs.rules import require_valid
@@ -89,7 +82,7 @@ class RunLLMOnGPU:
         self._files = OutputFiles(store)
         self._prompts = PromptFiles(store)
         self._cache = cache or AnswerCache(None, None, meter)
-        self._throttle = ReportThrottle()
+        self._throttle = ReportThrottle(settings.output_records_per_second)
         self._moved_at = 0.0
         self._hung = asyncio.Event()
 
@@ -245,16 +238,19 @@ class RunLLMOnGPU:
             attempt.times.generating(),
         ):
             async with aclosing(engine.generate(attempt.generation(tenant))) as outputs:
-                while (output := await seat.next(outputs)) is not None:
-                    span.add(output)
-                    record(output)
-                    self._moved_at = time.monotonic()
-                    await attempt.add(output)
-                    flight.note(output)
-                    attempt.require_budget(engine.context_tokens, output.finish_reason)
-                    if output.finish_reason is not None:
-                        await attempt.enter(DONE)
-                        return output.finish_reason
+                try:
+                    while (output := await seat.next(outputs)) is not None:
+                        span.add(output)
+                        record(output)
+                        self._moved_at = time.monotonic()
+                        await attempt.add(output)
+                        flight.note(output)
+                        attempt.require_budget(engine.context_tokens, output.finish_reason)
+                        if output.finish_reason is not None:
+                            await attempt.enter(DONE)
+                            return output.finish_reason
+                finally:
+                    await attempt.publish()
         return None
 
     @asynccontextmanager

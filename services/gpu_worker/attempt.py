@@ -1,11 +1,13 @@
 """One attempt at one job: its output so far, and its reports to the live feed and to Temporal.
 
-Output is published to the live feed immediately. Progress is published to the feed at intervals, and to Temporal with
-each heartbeat.
+Output is published to the live feed immediately. Where many attempts generate more than the feed is to take, tokens are
+held back for a moment and published together, but never a job's first token, nor its end. Progress is published to the
+feed at intervals, and to Temporal with each heartbeat.
 """
 
 import asyncio
-from collections.abc import Iterable
+import math
+import time
 from datetime import UTC, datetime
 
 from feed.feed import Feed
@@ -21,6 +23,7 @@ from services.gpu_worker.answer_pieces import rest_of
 from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.budget import require_more_than, require_time
 from services.gpu_worker.engines.engine import Engine, Generation, Image, Output
+from services.gpu_worker.held_output import HeldOutput, logprobs_size
 from services.gpu_worker.report_throttle import ReportThrottle, ReportTimer
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
@@ -56,7 +59,11 @@ class Attempt:
         event = internal_pb2.AttemptStarted(attempt=number, traceparent=current_traceparent(), worker=worker)
         event.start_time.FromDatetime(started)
         self._writer = FeedWriter(feed, key, event)
+        self._throttle = throttle
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
+        self._held = HeldOutput()
+        self._published_at = -math.inf
+        self._publishing = asyncio.Lock()
         self._logprobs_bytes = 0
         self.uses_cache = request.cache and request.job.HasField("cache")
         """Whether the job uses the cache of answers."""
@@ -81,7 +88,7 @@ class Attempt:
 
     @property
     def output(self) -> GeneratedOutput:
-        """The output so far. Read-only."""
+        """The output that is published so far. Read-only."""
         return self._writer.output
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
@@ -125,7 +132,7 @@ class Attempt:
         if self.job.params.HasField("logprobs"):
             # Workers of earlier versions publish none.
             continues = continues and len(output.logprobs) == len(output.token_ids)
-            self._logprobs_bytes = _size(output.logprobs) if continues else 0
+            self._logprobs_bytes = logprobs_size(output.logprobs) if continues else 0
         tokens = len(output.token_ids) if continues else 0
         link_to(earlier.traceparent, {ATTEMPT: earlier.attempt, CONTINUED_TOKENS: tokens})
         if not continues:
@@ -161,18 +168,19 @@ class Attempt:
         await self._publish_progress()
 
     async def add(self, output: Output) -> None:
-        """Add what the engine generated, and publish it.
+        """Add what the engine generated, and publish it now or a moment later: see publish().
 
         Raises ResultTooLarge if it exceeds what the job's result may hold, which then lacks it.
         """
-        now, so_far = datetime.now(UTC), self._writer.output
+        so_far, held = self._writer.output, self._held
         if (response_id := self.provider_response.response_id) and response_id != self._known_response:
             # A worker that is lost before Temporal knows the id pays twice.
             self._known_response = response_id
             self.beat_now.set()
         self.watchdog.move(DECODE if output.token_ids else None)
-        logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)
-        size, most = len(so_far.text) + len(output.text.encode()) + logprobs_bytes, self.max_output_bytes
+        logprobs_bytes = self._logprobs_bytes + logprobs_size(output.logprobs)
+        text_bytes = len(output.text.encode())
+        size, most = len(so_far.text) + held.text_bytes + text_bytes + logprobs_bytes, self.max_output_bytes
         # Logprobs are in the result itself, wherever the text is.
         if size > (most or MAX_OUTPUT_BYTES) or logprobs_bytes > MAX_OUTPUT_BYTES:
             limit = most if size > most > 0 else MAX_OUTPUT_BYTES
@@ -183,14 +191,31 @@ class Attempt:
         if output.finish_reason is not None:
             self._last = output
         if output.token_ids:
-            self.times.last_token = now
+            self.times.last_token = datetime.now(UTC)
             if so_far.first_token is None:
                 self._progress_timer.expire()
-        await self._writer.append(
-            output.text, output.token_ids, output.logprobs, prompt_tokens=output.prompt_tokens, at=now
-        )
+        may_wait = so_far.first_token is not None and output.finish_reason is None and not response_id
+        held.add(output, text_bytes)
+        if may_wait and held.is_small and time.monotonic() - self._published_at < self._throttle.output_seconds:
+            self._throttle.publish_later(self)
+        else:
+            await self.publish()
         if self._progress_timer.expired:
             await self._publish_progress()
+
+    async def publish(self) -> None:
+        """Publish what is held back. Returns after what another task publishes is written, too."""
+        async with self._publishing:
+            if self._held:
+                self._published_at = time.monotonic()
+                output = self._held.take()
+                await self._writer.append(
+                    output.text,
+                    output.token_ids,
+                    output.logprobs,
+                    prompt_tokens=output.prompt_tokens,
+                    at=self.times.last_token or datetime.now(UTC),
+                )
 
     async def replay(self, answer: internal_pb2.CachedAnswer) -> "llm_pb2.FinishReason.ValueType | None":
         """Publish the answer of another job, as if it were generated; return its finish reason.
@@ -289,8 +314,3 @@ class Attempt:
     async def _publish_progress(self) -> None:
         self._progress_timer.restart()
         await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
-
-
-def _size(logprobs: Iterable[llm_pb2.TokenLogprobs]) -> int:
-    """Return the size of log probabilities as a part of a message, in bytes."""
-    return sum(place.ByteSize() + 4 for place in logprobs)

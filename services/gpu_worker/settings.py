@@ -85,6 +85,10 @@ class GpuWorkerSettings(MetricsSettings):
     reports less often, here and to watchers: with 64 every 4 s."""
     progress_interval: timedelta = Field(timedelta(milliseconds=250), gt=timedelta(0))
     """Interval of progress reports to watchers."""
+    output_records_per_second: int = Field(4000, gt=0)
+    """Maximum number of records of output that more than 16 concurrent jobs publish a second, all together. Where the
+    engine is faster a record holds several tokens: with 256 jobs each publishes at least every 64 ms. A job's first
+    token is published immediately."""
     report_interval: timedelta = Field(timedelta(seconds=5), gt=timedelta(0), le=timedelta(minutes=1))
     """Interval at which the worker reports itself to the gateways, for ListWorkers. A worker that is silent for three
     of them is no longer listed."""

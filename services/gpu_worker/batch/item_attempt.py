@@ -1,6 +1,5 @@
 """One attempt at an item of a batch: an attempt at a job whose output is published in larger pieces, for no watcher."""
 
-import time
 from typing import Any, Final
 
 from jobs.errors import Cancelled, JobError, WorkerLost
@@ -8,11 +7,11 @@ from jobs.stages import PAUSED, PREFILL
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.batch.losses import Losses, has_lost_engine
-from services.gpu_worker.engines.engine import Engine, Output
+from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.seats import Seat
 
 LOG_SECONDS: Final = 0.1
-"""Time after which tokens are published. So much of an output is generated again after a kill, twice that at most."""
+"""Time for which tokens are held back. So much of an output is generated again after a kill, twice that at most."""
 
 
 class ItemAttempt(Attempt):
@@ -21,11 +20,6 @@ class ItemAttempt(Attempt):
     def __init__(self, *arguments: Any, losses: Losses) -> None:
         super().__init__(*arguments)
         self._losses = losses
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[llm_pb2.TokenLogprobs] = []
-        self._prompt_tokens = 0
-        self._published_at = 0.0
 
     async def start(self, *, first: bool) -> bool:
         """See Attempt. Raises WorkerLost for an item that too many workers were lost with."""
@@ -39,30 +33,6 @@ class ItemAttempt(Attempt):
         await super().enter(stage)
         if stage == PREFILL:
             await self._writer.write(internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan()))
-
-    async def add(self, output: Output) -> None:
-        """See Attempt."""
-        if self.output.first_token is None or output.finish_reason is not None:
-            await self.publish()
-            await super().add(output)
-            self._published_at = time.monotonic()
-            return
-        self.watchdog.move()
-        self._texts.append(output.text)
-        self._token_ids += output.token_ids
-        self._logprobs += output.logprobs
-        self._prompt_tokens = output.prompt_tokens
-        if time.monotonic() - self._published_at >= LOG_SECONDS:
-            await self.publish()
-
-    async def publish(self) -> None:
-        """Publish what was added. Raises ResultTooLarge."""
-        if not self._texts:
-            return
-        self._published_at = time.monotonic()
-        output = Output("".join(self._texts), tuple(self._token_ids), self._prompt_tokens, None, tuple(self._logprobs))
-        self._clear()
-        await super().add(output)
 
     @property
     def failures(self) -> int:
@@ -83,9 +53,6 @@ class ItemAttempt(Attempt):
         result.metadata.attempts = len(result.attempts)
         return result
 
-    def _clear(self) -> None:
-        self._texts, self._token_ids, self._logprobs = [], [], []
-
     async def _publish_progress(self) -> None:
         """Do nothing: the batch's progress is that of its items."""
 
@@ -99,7 +66,6 @@ class ItemWaits:
 
     async def take_seat(self) -> None:
         """See Waits."""
-        await self._attempt.publish()
         if self.seat.taken or self.seat.ask():
             return
         await self._attempt.enter(PAUSED)

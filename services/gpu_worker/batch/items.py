@@ -29,7 +29,7 @@ from jobs.outcome import final_state
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
-from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
+from services.gpu_worker.batch.item_attempt import LOG_SECONDS, ItemAttempt, ItemWaits
 from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
@@ -79,7 +79,7 @@ class ItemRunner:
         self._settings = settings
         self._worker = worker
         self._reader = LineReader(request.batch)
-        self._throttle = ReportThrottle()
+        self._throttle = ReportThrottle(output_interval=LOG_SECONDS)
         self._spans = ItemSpans(jobs.tracer)
         self.stop: Stop | None = None
         """Set before the tasks of items are cancelled."""
@@ -183,11 +183,7 @@ class ItemRunner:
         return None, error
 
     async def _close(self, attempt: ItemAttempt, error: JobError) -> None:
-        """Publish what a failed attempt made, and how it ended. Cancel what goes on at a provider."""
-        try:
-            await attempt.publish()
-        except JobError:
-            _log.debug("the last piece of the output is too large")
+        """Publish how a failed attempt ended. Cancel what goes on at a provider."""
         attempt.close(error)
         await attempt.end(llm_pb2.FINISH_REASON_ERROR)
         # The heartbeat of a chunk has no responses of providers, so the next attempt begins another one.

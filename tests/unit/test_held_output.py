@@ -1,0 +1,146 @@
+"""Output that an attempt holds back: never a first token, never longer than a moment, never past the attempt's end."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from feed.memory import MemoryFeed
+from llm_pb import internal_pb2, llm_pb2
+from services.gpu_worker.attempt import Attempt
+from services.gpu_worker.engines.engine import EngineConfig, Output, create_engine
+from services.gpu_worker.report_throttle import ReportThrottle
+from services.gpu_worker.settings import GpuWorkerSettings
+from tests.support.jobs import new_job
+from tests.unit.test_activity import KEY, SETTINGS, Worker
+
+FOREVER = 3600.0
+
+
+class Log:
+    """The texts of the records of a feed, as a reader gets them."""
+
+    def __init__(self, feed: MemoryFeed, key: str = KEY) -> None:
+        self.events: list[str] = []
+        self.texts: list[str] = []
+        self.tokens: list[int] = []
+        self._changed = asyncio.Event()
+        self._reading = asyncio.create_task(feed.read(key, self._on_record))
+
+    def _on_record(self, record: internal_pb2.FeedRecord) -> None:
+        self.events.append(record.WhichOneof("event") or "")
+        if record.HasField("tokens_made"):
+            self.texts.append(record.tokens_made.text)
+            self.tokens += record.tokens_made.token_ids
+        self._changed.set()
+
+    async def until(self, text: str) -> None:
+        """Wait until the records have this text together."""
+        async with asyncio.timeout(30):
+            while "".join(self.texts) != text:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def ended(self) -> None:
+        """Wait until the attempt has ended."""
+        async with asyncio.timeout(30):
+            while self.events[-1:] != ["attempt_ended"]:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+
+async def of_an_attempt(feed: MemoryFeed, output_interval: float) -> Attempt:
+    job = new_job(params={"max_tokens": 100})
+    throttle = ReportThrottle(output_interval=output_interval)
+    attempt = Attempt(internal_pb2.RunRequest(job=job), 1, datetime.now(UTC), KEY, "w", feed, SETTINGS, throttle)
+    await attempt.start(first=True)
+    await attempt.add(Output("", (), 1))
+    return attempt
+
+
+async def test_a_first_token_is_published_at_once_and_the_last_one_with_all_before_it() -> None:
+    feed = MemoryFeed()
+    attempt, log = await of_an_attempt(feed, FOREVER), Log(feed)
+    for number, text in enumerate("abcd"):
+        await attempt.add(Output(text, (number,), 1))
+    await log.until("a")
+    assert log.texts == ["a"]
+    assert attempt.heartbeat().progress.output_bytes == 1
+    await attempt.add(Output("e", (4,), 1, llm_pb2.FINISH_REASON_STOP))
+    await log.until("abcde")
+    assert log.texts == ["a", "bcde"]
+    assert log.tokens == [*range(5)]
+    await log.close()
+
+
+async def test_what_is_held_back_is_published_though_no_more_comes() -> None:
+    feed = MemoryFeed()
+    attempt, log = await of_an_attempt(feed, 0.01), Log(feed)
+    for number, text in enumerate("abc"):
+        await attempt.add(Output(text, (number,), 1))
+    await log.until("abc")
+    await log.close()
+
+
+async def test_tokens_of_a_provider_that_goes_on_are_not_held_back() -> None:
+    """Temporal is told how much of its response there is."""
+    feed = MemoryFeed()
+    attempt, log = await of_an_attempt(feed, FOREVER), Log(feed)
+    attempt.provider_response.response_id = "resp_1"
+    for number, text in enumerate("abc"):
+        await attempt.add(Output(text, (number,), 1))
+    await log.until("abc")
+    assert log.texts == ["a", "b", "c"]
+    await log.close()
+
+
+async def test_a_long_text_is_not_held_back() -> None:
+    feed = MemoryFeed()
+    attempt, log = await of_an_attempt(feed, FOREVER), Log(feed)
+    await attempt.add(Output("a", (0,), 1))
+    for number in range(1, 4):
+        await attempt.add(Output("x" * 40_000, (number,), 1))
+    await log.until("a" + "x" * 80_000)
+    assert log.texts == ["a", "x" * 80_000]
+    await log.close()
+
+
+@pytest.mark.parametrize("fault", ["", "[[fault:oom@150]]"])
+async def test_many_jobs_publish_no_more_than_so_many_records_together(fault: str) -> None:
+    """Each has the same output as alone, published before its attempt ends, by a failure too."""
+    engine = create_engine("simulated", EngineConfig("", 24, {"tokens_per_second": 1000}))
+    await engine.start()
+    feed, settings = MemoryFeed(), GpuWorkerSettings(engine="simulated", max_concurrent=24, output_records_per_second=1)
+    job = new_job(f"Say it. {fault}", params={"max_tokens": 200})
+    try:
+        (alone,) = await run_together(Worker(engine, MemoryFeed()), job, 1)
+        results = await run_together(Worker(engine, feed, settings=settings), job, 24)
+    finally:
+        await engine.close()
+    assert {result.output for result in results} == {alone.output}
+    for number in range(24):
+        log = Log(feed, f"{number}")
+        await log.ended()
+        assert "".join(log.texts) == alone.output
+        assert len(log.tokens) == alone.metadata.output_tokens
+        assert len(log.texts) < 6
+        await log.close()
+
+
+async def run_together(worker: Worker, job: llm_pb2.JobRequest, count: int) -> list[llm_pb2.JobResult]:
+    """Run a job a number of times concurrently; return the results, partial ones too."""
+
+    async def run(number: int) -> llm_pb2.JobResult:
+        try:
+            return await worker.run(job, feed_key=f"{number}")
+        except ApplicationError as error:
+            (detail,) = error.details
+            assert isinstance(detail, llm_pb2.JobResult)
+            return detail
+
+    return await asyncio.gather(*map(run, range(count)))
