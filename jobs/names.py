@@ -225,6 +225,9 @@ PATCH_PACED: Final = "paces-by-timers"
 PATCH_LEFT_USAGE: Final = "asks-what-is-left"
 # Only so many steps of a pipeline begin in one workflow task.
 PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
+# A fan-out of a pipeline over more items than its limit has as many tasks as its limit. One over more than there may be
+# steps fails before its first one.
+PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -13,7 +13,15 @@ with workflow.unsafe.imports_passed_through():
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.message import Message
 
-    from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, OUTPUT_TOO_LARGE, failure
+    from jobs import names
+    from jobs.pipelines import (
+        INVALID_OUTPUT,
+        MAX_STEPS,
+        MAX_SUMMARY_BYTES,
+        OUTPUT_TOO_LARGE,
+        TOO_MANY_STEPS,
+        failure,
+    )
     from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, contained
     from pipelines.registry import request_of
@@ -151,23 +159,40 @@ class Pipeline:
 
         The function gets a pipeline whose steps are below `<name>/<number of the item>`. If it raises an error, the
         other calls are cancelled, and map() raises the error: a function that catches StepFailed keeps the rest.
-        Raises ValueError for a `limit` below 1.
+        Raises ValueError for a `limit` below 1, and StepFailed with TOO_MANY_STEPS, before the first call, for more
+        items than the pipeline may still begin steps.
         """
         if limit < 1:
             raise ValueError(f"limit must be 1 or more, not {limit}")
+        left = self._execution.tree.left
+        if len(items) > min(limit, left) and workflow.patched(names.PATCH_WIDE_MAPS):
+            if len(items) > left and not self._execution.compensating:
+                message = (
+                    f"{len(items)} items, and {left} of {MAX_STEPS} steps are left: split the items among pipelines"
+                )
+                raise StepFailed(self._path(name), failure(TOO_MANY_STEPS, message))
+            return await self._map_wide(name, items, function, limit)
         turns = asyncio.Semaphore(limit)
 
         async def call(number: int, item: _T) -> _R:
             async with turns:
                 return await contained(function(self.within(f"{name}/{number}"), item))
 
-        calls = [asyncio.create_task(call(number, item)) for number, item in enumerate(items)]
-        try:
-            return [*await asyncio.gather(*calls)]
-        finally:
-            for task in calls:
-                task.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+        return await _all_or_none(call(number, item) for number, item in enumerate(items))
+
+    async def _map_wide(
+        self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", limit: int
+    ) -> list[_R]:
+        """Do the same with `limit` tasks: to begin and to cancel one for each of thousands takes a task too long."""
+        results: dict[int, _R] = {}
+        left = iter(enumerate(items))
+
+        async def call_next() -> None:
+            for number, item in left:
+                results[number] = await contained(function(self.within(f"{name}/{number}"), item))
+
+        await _all_or_none(call_next() for _ in range(min(limit, len(items))))
+        return [results[number] for number in range(len(items))]
 
     async def batch(
         self,
@@ -244,6 +269,17 @@ class Pipeline:
 
     def _path(self, name: str) -> str:
         return f"{self._below}{name}"
+
+
+async def _all_or_none(coroutines: Iterable[Coroutine[Any, Any, _R]]) -> list[_R]:
+    """Run coroutines as tasks, and return their results. If one raises an error, cancel the others and raise it."""
+    calls = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return [*await asyncio.gather(*calls)]
+    finally:
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 def _is_json(result: llm_pb2.JobResult) -> bool:

@@ -38,6 +38,11 @@ class Tree:
         """All nodes but the root, in the order in which they began."""
         return [*self._nodes.values()]
 
+    @property
+    def left(self) -> int:
+        """How many steps may still begin."""
+        return MAX_STEPS - len(self._steps)
+
     def changed_since(self, version: int) -> list[internal_pb2.PipelineNode]:
         """Return the nodes that have changed since a version."""
         return [node for node in self._nodes.values() if node.version > version]

@@ -1,8 +1,13 @@
-"""Runs the workflows of a gateway so that no code in them ends it."""
+"""Runs the workflows of a gateway so that no code in them ends it, and no busy machine ends them."""
+
+from typing import Final
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
-from temporalio.worker import UnsandboxedWorkflowRunner, WorkflowInstance, WorkflowInstanceDetails
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstance, WorkflowInstanceDetails
+
+TASK_SECONDS: Final = 10
+"""Maximum time of a workflow task, after which Temporal gives it to another worker."""
 
 
 class ContainedRunner(UnsandboxedWorkflowRunner):
@@ -24,3 +29,16 @@ class ContainedRunner(UnsandboxedWorkflowRunner):
 
         instance.activate = contained  # type: ignore[method-assign]
         return instance
+
+
+def patient(worker: Worker) -> Worker:
+    """Let each workflow task have TASK_SECONDS, and return the worker.
+
+    The SDK takes one that needs 2 s for a deadlock, as any may on a busy machine, and interrupts it in the middle of
+    asyncio's code. Then tasks of the workflow may never end, so that it cannot be evicted, and it is stuck until the
+    gateway starts again. The SDK has no argument for the time.
+    """
+    workflows = worker._workflow_worker
+    if workflows is not None and workflows._deadlock_timeout_seconds is not None:
+        workflows._deadlock_timeout_seconds = TASK_SECONDS
+    return worker

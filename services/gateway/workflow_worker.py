@@ -57,7 +57,7 @@ from services.gateway.submission import JobSubmission
 from services.gateway.trained_models import TrainedModels
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
-from services.gateway.workflow_runner import ContainedRunner
+from services.gateway.workflow_runner import ContainedRunner, patient
 from store.store import Store
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
@@ -251,7 +251,7 @@ def workflow_worker(
     )
     steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
     owned = OwnedDeletion(client, encryption)
-    return Worker(
+    worker = Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
         workflows=[
@@ -292,3 +292,4 @@ def workflow_worker(
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
         graceful_shutdown_timeout=settings.shutdown_grace,
     )
+    return patient(worker)

@@ -84,6 +84,12 @@ async def test_a_model_that_is_not_served_is_refused_at_once(pipelines: Any) -> 
     assert await bad_fields(submit(pipelines, request)) == {"pipeline.budget.cost_micros"}
 
 
+async def test_a_workflow_task_may_take_as_long_as_on_a_busy_machine(pipelines: Any) -> None:
+    """The SDK interrupted one after 2 s, in the middle of anything: its pipeline was stuck until the gateway ended."""
+    seen = await ended(pipelines, "dozing", "awake")
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status.root.error
+
+
 async def test_hundreds_of_steps_that_begin_at_once_are_split_among_workflow_tasks(
     pipelines: Any, temporal: Client
 ) -> None:

@@ -166,6 +166,21 @@ async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient) -> 
     )
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_many_items_are_split_among_pipelines(pipelines: Any) -> None:
+    spec = Struct()
+    spec.update({"count": 300, "size": 70})
+    id_ = (await submit(pipelines, new_pipeline("many", spec))).pipeline_id
+    seen = await follow(pipelines, id_, patience=600)
+    assert seen.result is not None, seen.status.root.error
+    value = Int32Value()
+    assert seen.result.value.Unpack(value)
+    assert value.value == 300
+    assert seen.status.root.counts.total == 5
+    assert seen.status.root.usage.output_tokens == 600
+
+
 async def test_a_cancel_reaches_the_jobs_of_pipelines_within(pipelines: Any, stub: Any) -> None:
     spec = Struct()
     spec.update({"code": "lasting", "topics": ["rain"]})

@@ -165,6 +165,14 @@ async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any,
     assert (await cancel(pipelines, id_)).state == llm_pb2.JOB_STATE_CANCELLED
 
 
+async def test_a_fan_out_that_is_too_wide_fails_before_its_first_step(pipelines: Any) -> None:
+    """It would fail after 2,000 jobs, and what these have cost."""
+    seen = await follow(pipelines, (await submit(pipelines, new_pipeline("fan", Int32Value(value=2001)))).pipeline_id)
+    assert reason_of(seen.status.root.error) == "TOO_MANY_STEPS"
+    assert "2001 items, and 2000 of 2000 steps are left" in seen.status.root.error.message
+    assert seen.status.root.counts.total == 0
+
+
 async def test_a_budget_bounds_all_steps_together(pipelines: Any) -> None:
     pipeline = new_pipeline("spending", Int32Value(value=5), budget={"output_tokens": 20})
     seen = await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)

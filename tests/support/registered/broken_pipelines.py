@@ -1,6 +1,7 @@
 """Pipelines whose code does what no code should do."""
 
 import asyncio
+import time
 
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
@@ -67,3 +68,11 @@ async def stubborn(llm: Pipeline, what: StringValue) -> StringValue:
         except StepFailed:
             if what.value == "once":
                 return what
+
+
+@pipeline("dozing", StringValue, StringValue)
+async def dozing(llm: Pipeline, what: StringValue) -> StringValue:
+    """Block for longer than the SDK lets a workflow task take, as code does on a busy machine."""
+    await llm.generate("first", model="docstrings", prompt="x", max_tokens=1)
+    time.sleep(3)  # noqa: ASYNC251
+    return what

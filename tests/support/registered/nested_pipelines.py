@@ -1,6 +1,6 @@
 """Pipelines of the tests: large outputs, files, batches, and pipelines within pipelines."""
 
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from jobs.pipelines import MAX_TEXT_BYTES
@@ -75,6 +75,31 @@ async def nesting(llm: Pipeline, spec: Struct) -> StringValue:
         return written.value
 
     return StringValue(value="|".join(await llm.map("parts", list(spec["topics"]), run)))
+
+
+@pipeline("part-of-many", ListValue, ListValue)
+async def part_of_many(llm: Pipeline, topics: ListValue) -> ListValue:
+    """Write a part on each topic."""
+
+    async def write(part: Pipeline, topic: str) -> str:
+        return (await part.generate("write", model="docstrings", prompt=topic, max_tokens=2)).text
+
+    texts = ListValue()
+    texts.extend(await llm.map("parts", [*topics], write, limit=50))
+    return texts
+
+
+@pipeline("many", Struct, Int32Value)
+async def many(llm: Pipeline, spec: Struct) -> Int32Value:
+    """Write so many parts, in groups of so many, as docs/pipelines.md shows."""
+    count, size = int(spec["count"]), int(spec["size"])
+
+    async def run(group: Pipeline, first: int) -> int:
+        some = ListValue()
+        some.extend(f"Part {number}." for number in range(first, min(first + size, count)))
+        return len(await group.pipeline("parts", "part-of-many", some))
+
+    return Int32Value(value=sum(await llm.map("groups", range(0, count, size), run, limit=4)))
 
 
 @pipeline("refining", StringValue, pipeline_pb2.RefineResult)
