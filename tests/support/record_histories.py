@@ -65,6 +65,17 @@ async def handed_over(stack: Stack, stub: LlmServiceStub) -> str:
     return response.workflow_id
 
 
+async def cached(stub: LlmServiceStub) -> str:
+    """Run two equal jobs one after another, and return the id of the second, which takes the answer of the first."""
+    for user in ("first", "second"):
+        job = new_job("An equal job.", user_id=f"{user}-of-equals", params={"max_tokens": 5, "temperature": 0})
+        job.cache.ttl.FromSeconds(3600)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+        ended = await watch(stub, id_)
+    assert ended.final.result.metadata.cached
+    return id_
+
+
 async def paused(stack: Stack, stub: LlmServiceStub) -> str:
     """Run a background job that goes back to the queue for want of a seat, and return the job's id."""
     await stack.processes["gpu-worker"].terminate()
@@ -264,6 +275,7 @@ async def main(version: str) -> None:
             ids["delivery-given-up"] = delivery_workflow_id(failed)
             for outcome, id_ in ids.items():
                 await record(temporal, id_, f"{outcome}.{version}")
+            await record(temporal, await cached(stub), f"succeeded-cached.{version}")
             await record(temporal, await counted(temporal), f"ledger.{version}")
             id_ = await uploaded(FileServiceStub(channel))
             await temporal.get_workflow_handle(id_).result()
