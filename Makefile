@@ -15,6 +15,7 @@ DEV := .venv
 RUN := $(DEV)/.installed-run
 COMMAND := $(DEV)/bin/durable-llm
 VLLM := .venv-vllm
+PEERS := .tools/bench-peers
 GPU := .venv-gpu
 NODE := clients/node/node_modules/.package-lock.json
 OPENAI_NODE := tests/clients/openai-node/node_modules/.package-lock.json
@@ -193,12 +194,21 @@ screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/image
 	$(DEV)/bin/python -m tests.support.screenshots $(ALL)
 
 .PHONY: histories
-histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v9)
+histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v10)
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench
-bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, and peers in the same run, and write bench/RESULTS.md (over an hour)
+bench: $(DEV)/.installed $(VLLM)/.installed $(PEERS)/.installed ## Measure all, and peers in the same run, and write bench/RESULTS.md (over an hour)
 	$(DEV)/bin/python -m bench --vllm-python $(VLLM)/bin/python
+
+# An environment of its own, because their versions collide with ours.
+.PHONY: bench-peers
+bench-peers: $(PEERS)/.installed ## Install the frameworks that bench.three_steps compares with: OpenAI's Agents SDK on Temporal, LangGraph
+
+$(PEERS)/.installed: bench/peers/requirements.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 .PHONY: bench-gpu
 bench-gpu: $(GPU)/.installed ## Measure vLLM on this machine's GPU and write bench/RESULTS-GPU.md (BENCH_MODEL=Qwen/Qwen3-0.6B: only print, with that model)

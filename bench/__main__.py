@@ -53,6 +53,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("fairness", False, PLAIN),
     ("seats", False, PLAIN),
     ("pipeline_steps", False, PLAIN),
+    ("three_steps", False, PLAIN),
     ("batch", False, PLAIN),
     ("batch_throughput", True, PLAIN),
     ("cancel_latency", False, PLAIN),

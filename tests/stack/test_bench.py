@@ -26,6 +26,7 @@ SCRIPTS = {
     "seats": ("suite", "limit_alone", "peer_one_class"),
     "batch": ("suite", "peer_jobs", "limit_engine"),
     "pipeline_steps": ("suite", "peer_bare_children"),
+    "three_steps": ("suite",),
     "cancel_latency": ("decode", "peer_bare_temporal", "floor_health_check"),
     "tracing_cost": ("suite_exported", "suite_not_exported", "peer_off"),
     "quota_cost": ("suite_quota", "suite_no_quota", "suite_quota_full"),

@@ -1,7 +1,8 @@
 """The pipelines of the benchmarks, as an operator installs them."""
 
-from google.protobuf.wrappers_pb2 import Int32Value
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from bench.peers.three_step_names import MAX_TOKENS, MODEL, STEPS, prompt_of
 from pipelines import Pipeline, pipeline
 
 
@@ -22,3 +23,13 @@ async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
 
     await llm.map("parts", range(count.value), one, limit=count.value)
     return count
+
+
+@pipeline("three", StringValue, StringValue)
+async def three(llm: Pipeline, run: StringValue) -> StringValue:
+    """Run the program of bench.three_steps."""
+    text = run.value
+    for step in STEPS:
+        message = {"role": "user", "content": prompt_of(run.value, step, text)}
+        text = (await llm.generate(step, model=MODEL, messages=[message], max_tokens=MAX_TOKENS)).text
+    return StringValue(value=text)
