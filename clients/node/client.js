@@ -70,10 +70,16 @@ async function watch(client, workflowId, offset, onMessage) {
   }
 }
 
+let shown;
+
+// Writes the output, and each new state.
 function show({ delta, status }) {
   if (delta?.rewind) console.error(`the job started over: what follows replaces the output from byte ${delta.offset}`);
   if (delta) process.stdout.write(delta.text);
-  if (status) console.error(status.state, status.progress ? `${Math.round(status.progress.percent)} %` : '');
+  if (status && status.state !== shown) {
+    shown = status.state;
+    console.error(shown);
+  }
 }
 
 async function main([command, ...args]) {

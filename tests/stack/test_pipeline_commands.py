@@ -34,6 +34,7 @@ async def test_a_pipeline_is_run_shown_and_listed(stack: Stack) -> None:
     id_, *progress = ended.errors.splitlines()
     assert id_ == f"llmpipe-piper-{request_id}"
     assert "outline SUCCEEDED" in progress
+    assert len(set(progress)) == len(progress), "a line comes twice"
     # A repeat finds it, and its result.
     again = await cli(stack, "run", "essay", RAIN, "--request-id", request_id, "-q")
     assert (again.status, again.output, again.errors) == (0, f"{result}\n", f"{id_}\n")

@@ -64,7 +64,8 @@ async def running_stack(
 async def take() -> None:
     """Take the pictures in docs/images."""
     FOLDER.mkdir(exist_ok=True)
-    async with running_stack("torch") as (stack, stub):
+    with_pipelines = {"gateway": {"PYTHONPATH": WITH_PIPELINES["gateway"]["PYTHONPATH"]}}
+    async with running_stack("torch", with_pipelines) as (stack, stub):
         for user, request, prompt, params in JOBS:
             job = llm_pb2.JobRequest(
                 user_id=user, request_id=request, model="docstrings", prompt=prompt, labels={"team": "search"}
@@ -80,6 +81,23 @@ async def take() -> None:
             await page.goto("/console/")
             await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
             await page.screenshot(path=FOLDER / "console-list.png")
+            await page.emulate_media(color_scheme="light")
+            await _take_article(stack, page)
+
+
+async def _take_article(stack: Stack, page: Any) -> None:
+    """Take pictures of a pipeline: as its tree grows, and when it asks."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        stub = PipelineServiceStub(channel)
+        request = new_pipeline("article", StringValue(value="rain"), user_id="alice", request_id="rain")
+        id_ = (await submit_pipeline(stub, request)).pipeline_id
+        await page.set_viewport_size(SIZES["desktop"])
+        await page.goto(f"/console/pipelines/{id_}")
+        await page.wait_for_selector("#tree [data-key='parts/1/draft'] .state-running")
+        await page.screenshot(path=FOLDER / "console-pipeline.png", full_page=True)
+        await page.emulate_media(color_scheme="dark")
+        await page.wait_for_selector("#tree .state-needs-answer")
+        await page.screenshot(path=FOLDER / "console-approval.png", full_page=True)
 
 
 async def take_all(folder: Path) -> None:

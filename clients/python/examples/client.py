@@ -28,14 +28,16 @@ ADDRESS = os.environ.get("LLM_ADDRESS", "127.0.0.1:50051")
 
 
 def watch(job: Job, resume_token: str) -> None:
-    """Print the job's output and states. Raises JobError for a job that did not succeed."""
+    """Print the job's output, and each new state. Raises JobError for a job that did not succeed."""
+    state = JobState.JOB_STATE_UNSPECIFIED
     for message in job.watch(resume_token):
         if message.delta.rewind:
             where = message.delta.offset
             print(f"the job started over: what follows replaces the output from byte {where}", file=sys.stderr)
         print(message.delta.text, end="", flush=True)
-        if message.HasField("status"):
-            print(JobState.Name(message.status.state), f"{message.status.progress.percent:.0f} %", file=sys.stderr)
+        if message.HasField("status") and message.status.state != state:
+            state = message.status.state
+            print(JobState.Name(state), file=sys.stderr)
     job.result()
 
 

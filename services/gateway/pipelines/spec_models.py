@@ -24,9 +24,13 @@ def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]
         if MODEL_PATTERN.fullmatch(name) is None:
             # The rules have refused it already.
             continue
+        images = field.endswith(".image_model")
         if (model := served.get(name)) is None:
-            violations.append(Violation(field, f"is not served here; choose one of: {', '.join(served)}"))
-        elif field.endswith(".image_model") != bool(model.image_sizes):
+            fitting = [other.name for other in served.values() if bool(other.image_sizes) == images]
+            none = f"no model here makes {'images' if images else 'texts'}"
+            choice = f"choose one of: {', '.join(fitting)}" if fitting else none
+            violations.append(Violation(field, f"is not served here; {choice}"))
+        elif images != bool(model.image_sizes):
             violations.append(Violation(field, f"the model {name} makes {'' if model.image_sizes else 'no '}images"))
         elif field in structured and not model.structured_output:
             violations.append(

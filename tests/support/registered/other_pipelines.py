@@ -39,6 +39,21 @@ async def careful(llm: Pipeline, prompt: StringValue) -> StringValue:
     return StringValue(value=f"{first.text} {reason} {second.text}")
 
 
+@pipeline("article", StringValue, StringValue)
+async def article(llm: Pipeline, topic: StringValue) -> StringValue:
+    """Write the parts of an article at the same time, and ask before it is published. Pictures show it."""
+    outline = await llm.generate("outline", model="docstrings", prompt=f"On {topic.value}:", max_tokens=30)
+
+    async def write(part: Pipeline, heading: str) -> str:
+        text = (await part.generate("draft", model="docstrings", prompt=heading, max_tokens=60)).text
+        return (await part.generate("shorten", model="docstrings", prompt=text, max_tokens=90)).text
+
+    parts = await llm.map("parts", ["cause", "course", "end"], write, limit=2)
+    if not await llm.approve("publish", f"The article on {topic.value} has {len(parts)} parts. Shall it be published?"):
+        return StringValue(value="not published")
+    return StringValue(value="\n\n".join([outline.text, *parts]))
+
+
 @pipeline("spending", Int32Value, StringValue)
 async def spending(llm: Pipeline, steps: Int32Value) -> StringValue:
     """Generate eight tokens in each of so many steps."""

@@ -37,6 +37,7 @@ def follow_pipeline(
     """
     status: PipelineStatus | None = None
     outputs = _Outputs()
+    said: dict[str, str] = {}
     try:
         with (
             interruptible(),
@@ -50,8 +51,11 @@ def follow_pipeline(
                     write_json(as_fields(message))
                     continue
                 for step in message.steps:
-                    if not quiet:
-                        say(visible(described(step, step.path)))
+                    line = visible(described(step, step.path))
+                    # A step may have changed in what the line does not show.
+                    if not quiet and said.get(step.path) != line:
+                        said[step.path] = line
+                        say(line)
                 if message.HasField("delta"):
                     outputs.add(message.delta)
                 if message.HasField("result"):
