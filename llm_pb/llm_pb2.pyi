@@ -3113,9 +3113,8 @@ Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
 @_typing.final
 class FilesQuota(_message.Message):
     """How many files a tenant may have, and how many bytes in all, at all gateways together: see FileService. An upload beyond the
-    quota is RESOURCE_EXHAUSTED, and what it has committed stays. A size that the upload declares counts from its beginning. Gateways
-    learn of each other's files after a few seconds, so uploads at several gateways at once may exceed the quota by what they write
-    in that time.
+    quota is RESOURCE_EXHAUSTED, and what it has committed stays. A size that the upload declares counts from its beginning. Uploads
+    never exceed the quota, at however many gateways they are. The numbers in use may be some seconds old.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
