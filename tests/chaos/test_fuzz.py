@@ -8,7 +8,7 @@ from tests.support.fuzz import fuzz, fuzzed_stack
 from tests.support.fuzz_calls import Calls
 
 SEED = 1
-CALLS = 2_500
+CALLS = 5_000
 SECONDS = 800
 
 

@@ -47,7 +47,9 @@ CONNECTIONS: Final = 6
 CALL_SECONDS: Final = 60
 """Seconds after which a call counts as hanging."""
 STREAM_SECONDS: Final = 2
-"""Maximum seconds for which a stream is read."""
+"""Maximum wait for the first message of a stream, in seconds."""
+FURTHER_SECONDS: Final = 0.1
+"""Maximum wait for each further one. Most streams have no news: waiting for it was most of what a call took."""
 STREAM_MESSAGES: Final = 5
 GROWTH_BYTES: Final = 48 << 20
 """Maximum growth of a process's memory from the middle of a run to its end."""
@@ -346,17 +348,17 @@ async def _stalling(requests: Sequence[bytes], until: asyncio.Event) -> AsyncIte
 
 
 async def _read(stream: Any) -> bool:
-    """Read a stream to its end, but at most STREAM_MESSAGES messages or STREAM_SECONDS, then cancel it.
+    """Read a stream to its end, but at most STREAM_MESSAGES messages or until one is late, then cancel it.
 
     Return False if nothing has come by then.
     """
     messages = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STREAM_SECONDS):
-            while messages < STREAM_MESSAGES:
+        while messages < STREAM_MESSAGES:
+            async with asyncio.timeout(FURTHER_SECONDS if messages else STREAM_SECONDS):
                 if await stream.read() is grpc.aio.EOF:
                     return True
-                messages += 1
+            messages += 1
     stream.cancel()
     return messages > 0
 
