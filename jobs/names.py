@@ -232,3 +232,5 @@ PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.
 PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
+# A trained model is removed with its last version.
+PATCH_REMOVED_MODELS: Final = "removes-models"

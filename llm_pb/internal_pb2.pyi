@@ -4049,8 +4049,13 @@ class ModelRegistry(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     MAX_UPDATES_FIELD_NUMBER: _builtins.int
+    REMOVED_VERSION_FIELD_NUMBER: _builtins.int
     max_updates: _builtins.int
     """Number of updates after which a new run begins. 0: the workflow's own default."""
+    removed_version: _builtins.int
+    """The highest number of a version of any model that was removed with its last version. A new model begins above it, so that no version
+    has a number that another one of its name had.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredModel]:
         """The models, by name."""
@@ -4060,10 +4065,11 @@ class ModelRegistry(_message.Message):
         *,
         models: _abc.Iterable[Global___RegisteredModel] | None = ...,
         max_updates: _builtins.int = ...,
+        removed_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_updates", b"max_updates", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_updates", b"max_updates", "models", b"models", "removed_version", b"removed_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

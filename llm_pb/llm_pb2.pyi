@@ -2462,7 +2462,9 @@ class DeleteModelVersionResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___TrainedModel:
-        """The model as it is now. Without its last version it has none and is listed no more. Its next version gets the next number."""
+        """The model as it is now. With its last version the model was removed. Should one of its name be trained again, its versions have higher
+        numbers.
+        """
 
     def __init__(
         self,

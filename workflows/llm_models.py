@@ -5,8 +5,8 @@
     gateway, GPU worker, trainer ──query GetRecord──▶ all models
 
 A tenant has at most MAX_MODELS, a model at most MAX_VERSIONS. Of more versions the oldest one without an alias goes,
-and trainers remove its files from the store. A model whose last version was removed stays, without one, because no
-version may get a number that another one had.
+and trainers remove its files from the store. A model goes with its last version. The registry keeps the highest number
+of such models' versions, above which each new model begins: no version may get a number that another one had.
 """
 
 from typing import Final
@@ -64,7 +64,7 @@ class LLMModelsWorkflow:
         self._updates += 1
         model = self._model(request.model)
         if model is None:
-            model = self._registry.models.add(name=request.model)
+            model = self._registry.models.add(name=request.model, last_version=self._registry.removed_version)
         asked = request.version.version
         for known in model.versions:
             if (known.version.pipeline_id, known.version.sha256) == (asked.pipeline_id, asked.sha256):
@@ -114,15 +114,24 @@ class LLMModelsWorkflow:
     @workflow.update(name=names.UPDATE_DELETE_MODEL_VERSION)
     @one_input
     async def delete_version(self, request: llm_pb2.DeleteModelVersionRequest | None = None) -> llm_pb2.TrainedModel:
-        """Remove a version that no alias but "latest" names. Refused with a type of the errors of jobs.names."""
+        """Remove a version that no alias but "latest" names, and the model with its last one.
+
+        Refused with a type of the errors of jobs.names.
+        """
         asked, model = self._deleting(request)
         self._updates += 1
         del model.versions[[one.version.version for one in model.versions].index(asked.version)]
         if model.versions:
             model.aliases[LATEST] = model.versions[-1].version.version
-        else:
-            model.aliases.clear()
-        return shown_model(model)
+            return shown_model(model)
+        model.aliases.clear()
+        shown = shown_model(model)
+        # Runs of earlier versions have left models without versions.
+        if workflow.patched(names.PATCH_REMOVED_MODELS):
+            for empty in [one for one in self._registry.models if not one.versions]:
+                self._registry.removed_version = max(self._registry.removed_version, empty.last_version)
+                self._registry.models.remove(empty)
+        return shown
 
     @delete_version.validator
     @one_input

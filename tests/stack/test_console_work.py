@@ -17,6 +17,7 @@ from tests.support import schedules
 from tests.support.batches import Stubs, create, lines_of, running, to_jsonl
 from tests.support.files import new_file, upload
 from tests.support.http_events import events_of
+from tests.support.trained import register
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -145,6 +146,38 @@ async def test_a_schedule_is_paused_resumed_run_and_deleted(
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/schedules")
     assert (await http.get(path)).status_code == 404
     assert "No schedule matches" in (await http.get("/console/schedules?user_id=nobody-here")).text
+
+
+async def test_a_trained_model_has_its_aliases_moved_and_its_versions_deleted(
+    http: httpx.AsyncClient, temporal: Client
+) -> None:
+    first, second = [await register(temporal, "console", "best") for _ in range(2)]
+    page = (await http.get("/console/models")).text
+    for version in (first, second):
+        assert f'data-key="console@{version}"' in page
+    path = "/console/models/console"
+    for fields, shown in (
+        ({"alias": "stable", "version": str(first)}, True),
+        ({"alias": "stable"}, False),
+        ({"alias": " best ", "version": str(first)}, False),
+    ):
+        answer = await post(http, f"{path}/alias", **fields)
+        assert (answer.status_code, answer.headers.get("location")) == (303, "/console/models"), answer.text
+        assert ("the alias stable of console@" in (await http.get("/console/models")).text) is shown
+    # What is refused stands in the page, which is whole.
+    for what, fields, status in (
+        ("delete", {"version": str(first)}, 409),
+        ("alias", {"alias": "1", "version": str(first)}, 400),
+        ("alias", {"alias": "stable", "version": "9999"}, 404),
+    ):
+        answer = await post(http, f"{path}/{what}", **fields)
+        assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), (what, fields, answer.text)
+    assert (await post(http, f"{path}/delete", version="many")).status_code == 400
+    assert (await post(http, f"{path}/delete", "https://elsewhere.example", version=str(second))).status_code == 403
+    assert (await post(http, f"{path}/delete", version=str(second))).status_code == 303
+    page = (await http.get("/console/models")).text
+    assert f'data-key="console@{second}"' not in page
+    assert f'data-key="console@{first}"' in page
 
 
 async def test_a_file_is_listed_downloaded_and_deleted(http: httpx.AsyncClient, stubs: Stubs) -> None:

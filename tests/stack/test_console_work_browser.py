@@ -20,6 +20,7 @@ from tests.support.browser import new_page, running_browser
 from tests.support.files import new_file, upload
 from tests.support.http_fronts import running_front
 from tests.support.pipelines import new_pipeline, submit
+from tests.support.trained import register
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -135,6 +136,32 @@ async def test_a_person_watches_a_pipeline_grow_and_answers_it(
         await check(page)
         await page.click("#tree [data-key='first'] a")
         await page.wait_for_selector("#job .state-succeeded")
+    assert complaints == []
+
+
+async def test_a_person_names_and_deletes_a_version_by_keyboard_alone(
+    stack: Stack, temporal: Client, browser: Any
+) -> None:
+    first = await register(temporal, "keyboard")
+    complaints: list[str] = []
+    async with new_page(browser, f"http://{stack.address('http')}", complaints) as page:
+        await page.goto("/console/models")
+        row = f"[data-key='keyboard@{first}']"
+        await page.focus(f"{row} [data-key=alias] summary")
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await page.keyboard.type("stable")
+        await check(page)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(f"{row} li:has-text('stable')")
+        await page.focus(f"{row} li button")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(f"{row} li:has-text('stable')", state="detached")
+        await page.focus(f"{row} [data-key=delete] summary")
+        for key in ("Enter", "Tab", "Enter"):
+            await page.keyboard.press(key)
+        await page.wait_for_selector(row, state="detached")
+        await check(page)
     assert complaints == []
 
 

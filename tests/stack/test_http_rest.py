@@ -1,6 +1,7 @@
 """The REST API of the HTTP front: jobs by plain HTTP, through the real stack."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -8,14 +9,19 @@ from urllib.parse import quote
 import httpx
 import pytest
 from google.protobuf import json_format
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs import names
+from jobs.ids import models_workflow_id
 from jobs.response_ids import response_id
-from llm_pb import llm_pb2, llm_pb2_grpc
+from jobs.training import find_model
+from llm_pb import internal_pb2, llm_pb2, llm_pb2_grpc
 from tests.support.http_events import Event, events_of, text_of
 from tests.support.jobs import new_job, until_output, watch
 from tests.support.openapi import Description, checked_client, description_of
 from tests.support.receivers import Receiver
+from tests.support.trained import register
 
 ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_TIMED_OUT"}
 
@@ -161,6 +167,42 @@ async def test_workers(http: httpx.AsyncClient) -> None:
 async def test_models_and_quota(http: httpx.AsyncClient) -> None:
     assert "docstrings" in {model["name"] for model in (await http.get("/models")).json()["models"]}
     assert (await http.get("/quota")).json() == {"tenant": "", "user_id": ""}
+
+
+async def test_a_trained_models_aliases_and_versions(
+    http: httpx.AsyncClient, temporal: Client, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    """A model goes with its last version. One of its name that comes later has other numbers."""
+    first, second = [await register(temporal, "rest") for _ in range(2)]
+    answer = await http.put("/models/rest/aliases/stable", json={"version": first})
+    assert (answer.status_code, answer.json()["model"]["aliases"]) == (200, {"latest": second, "stable": first})
+    for method, path, body, status, wrong in (
+        ("PUT", "/models/rest/aliases/stable", {"version": 0}, 400, "version"),
+        ("PUT", "/models/rest/aliases/stable", {"version": 1, "alias": "other"}, 400, "alias"),
+        ("PUT", "/models/rest/aliases/latest", {"version": first}, 400, "alias"),
+        ("PUT", "/models/rest%2Fa/aliases/stable", {"version": first}, 400, "model"),
+        ("PUT", "/models/rest/aliases/stable", {"version": 9999}, 404, names.MODEL_NOT_FOUND),
+        ("DELETE", "/models/none/aliases/stable", None, 404, names.MODEL_NOT_FOUND),
+        ("DELETE", "/models/rest/versions/many", None, 400, "version"),
+        ("DELETE", "/models/rest/versions/0", None, 400, "version"),
+        ("DELETE", f"/models/rest/versions/{first}", None, 409, names.MODEL_VERSION_IN_USE),
+    ):
+        answer = await http.request(method, path, json=body)
+        found = answer.json()
+        assert (answer.status_code, wrong in json.dumps(found)) == (status, True), (path, found)
+    answer = await http.delete("/models/rest/aliases/stable")
+    assert answer.json()["model"]["aliases"] == {"latest": second}
+    for version, left in ((first, {"latest": second}), (second, {})):
+        answer = await http.delete(f"/models/rest/versions/{version}")
+        assert (answer.status_code, answer.json()["model"]["aliases"]) == (200, left), answer.text
+    registry = await temporal.get_workflow_handle(models_workflow_id("")).query(
+        names.QUERY_GET_RECORD, result_type=internal_pb2.ModelRegistry
+    )
+    assert find_model(registry, "rest") is None, "it is there without a version"
+    assert (await http.delete("/models/rest/aliases/stable")).status_code == 404
+    assert await register(temporal, "rest") > second
+    listed = await stub.ListModels(llm_pb2.ListModelsRequest())
+    assert "rest" in {model.name for model in listed.trained}
 
 
 # Errors

@@ -59,7 +59,7 @@ class Description:
 
     def _operations(self, path: str) -> Any:
         for template, operations in self.described["paths"].items():
-            if re.fullmatch(template.replace("{id}", ".+"), path):
+            if re.fullmatch(re.sub(r"{\w+}", ".+", template), path):
                 yield operations
 
     def _validate(self, schema: dict[str, Any], value: Any) -> None:

@@ -1,19 +1,21 @@
-"""The page of models, their queues and their workers."""
+"""The page of models, their queues and their workers, and what people do to trained models there."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from durable_llm.errors import Violation
 from jobs.classes import is_background
 from llm_pb import common_pb2, llm_pb2
-from services.http.console.caller import caller_of
+from services.http.console.forms import read_form
+from services.http.console.item_page import ItemPage, id_of
 from services.http.console.optional import ask, quota_of
-from services.http.console.pages import Pages
-from services.http.front import Front
+from services.http.failures import bad_request
 
 
 class ClassRow(NamedTuple):
@@ -26,17 +28,29 @@ class ClassRow(NamedTuple):
     backlog: int
 
 
-class Models:
-    """The handler."""
+class Models(ItemPage):
+    """The handlers."""
 
-    def __init__(self, front: Front, pages: Pages) -> None:
-        self._front = front
-        self._pages = pages
+    place = "/console/models"
 
-    async def show(self, request: Request) -> Response:
-        """Show the models and classes with their queues, the caller's quotas and, to callers with the scope, the
-        workers."""
-        calls = self._front.gateway.in_name_of(caller_of(request))
+    async def set_alias(self, request: Request) -> Response:
+        """Point an alias of a trained model at a version. An empty version removes the alias."""
+        form = await read_form(request, self._front.settings, "alias", "version")
+        message = llm_pb2.SetModelAliasRequest(
+            model=id_of(request), alias=form.get("alias", "").strip(), version=_number(form.get("version") or "0")
+        )
+        return await self._do(request, "SetModelAlias", message, gone=True)
+
+    async def delete_version(self, request: Request) -> Response:
+        """Remove a version of a trained model."""
+        form = await read_form(request, self._front.settings, "version")
+        message = llm_pb2.DeleteModelVersionRequest(model=id_of(request), version=_number(form.get("version", "")))
+        return await self._do(request, "DeleteModelVersion", message, gone=True)
+
+    async def _show(self, request: Request, refused: str = "", status: HTTPStatus = HTTPStatus.OK) -> Response:
+        """Show the models and classes with their queues, trained models, the caller's quotas and, to callers with the
+        scope, the workers."""
+        calls = self._calls(request)
         listed, quota, workers = await asyncio.gather(
             calls.call("ListModels", llm_pb2.ListModelsRequest()),
             quota_of(calls),
@@ -45,11 +59,21 @@ class Models:
         return self._pages.render(
             request,
             "models.html",
+            status,
+            refused=refused,
+            trained=listed.trained,
             models=listed.models,
             classes=_class_rows(listed.models),
             quota=quota,
             workers=workers,
         )
+
+
+def _number(text: str) -> int:
+    """Return the number of a version. Raises Failure, 400, for another text."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise bad_request(Violation("version", "must be the number of a version"))
+    return int(text)
 
 
 def _class_rows(models: Sequence[llm_pb2.ModelInfo]) -> Sequence[ClassRow]:

@@ -37,7 +37,7 @@ def package(front: Front) -> Package:
 
     job, batch, schedule = JobPage(front, pages), BatchPage(front, pages), SchedulePage(front, pages)
     pipeline, uploads, playground = PipelinePage(front, pages), FileList(front, pages), Playground(front, pages)
-    batches, schedules = BatchList(front, pages), ScheduleList(front, pages)
+    batches, schedules, models = BatchList(front, pages), ScheduleList(front, pages), Models(front, pages)
     # The paths with a suffix come first, because an id may hold `/`.
     resources = (
         Resource("/", {"GET": home}),
@@ -68,7 +68,9 @@ def package(front: Front) -> Package:
         Resource("/console/files", {"GET": uploads.show}),
         Resource("/console/files/{id:id}/content", {"GET": uploads.content}),
         Resource("/console/files/{id:id}/delete", {"POST": uploads.delete}),
-        Resource("/console/models", {"GET": Models(front, pages).show}),
+        Resource("/console/models", {"GET": models.show}),
+        Resource("/console/models/{id:id}/alias", {"POST": models.set_alias}),
+        Resource("/console/models/{id:id}/delete", {"POST": models.delete_version}),
         Resource("/console/playground", {"GET": playground.show, "POST": playground.submit}),
     )
     static = Resource("/console/static/{version}/{name}", {"GET": files.answer})

@@ -1,5 +1,6 @@
 """The description of the API, in OpenAPI 3.1: that of REST is made of its operations and of llm.proto's messages."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -8,6 +9,13 @@ from services.http.rest.operations import Operation, Paths
 from services.http.rest.schemas import Schemas
 
 VERSION: Final = "1"
+_NAMES: Final = re.compile(r"{(\w+):id}")
+"""A parameter in the template of a path."""
+_OF_PATH: Final = {
+    "id": "The id. A `/` in it may be sent as it is, or as %2F.",
+    "alias": "The alias.",
+    "version": "The number of the version.",
+}
 _PROBLEM: Final = {
     "type": "object",
     "description": "What is wrong, as RFC 9457 defines it.",
@@ -70,16 +78,11 @@ def _operation(path: str, operation: Operation, schemas: Schemas) -> dict[str, A
         {"name": name, "in": "query", "description": parameter.description, "schema": dict(parameter.schema)}
         for name, parameter in operation.query.items()
     ]
-    if "{id:id}" in path:
-        words = "The id. A `/` in it may be sent as it is, or as %2F."
-        about: dict[str, Any] = {
-            "name": "id",
-            "in": "path",
-            "required": True,
-            "description": words,
-            "schema": {"type": "string"},
-        }
-        parameters = [about, *parameters]
+    of_path: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "description": _OF_PATH[name], "schema": {"type": "string"}}
+        for name in _NAMES.findall(path)
+    ]
+    parameters = [*of_path, *parameters]
     if operation.ends:
         described["responses"]["204"] = {"description": operation.ends}
     if parameters:
@@ -87,7 +90,10 @@ def _operation(path: str, operation: Operation, schemas: Schemas) -> dict[str, A
     if operation.body is not None:
         schema = schemas.of(operation.body.DESCRIPTOR, operation.body_without)
         content = {"application/json": {"schema": schema}}
-        described["requestBody"] = {"required": not operation.body_without, "content": content}
+        described["requestBody"] = {
+            "required": operation.body_required or not operation.body_without,
+            "content": content,
+        }
     return described
 
 

@@ -47,6 +47,8 @@ class Operation:
     """The message that the request's body holds."""
     body_without: tuple[str, ...] = ()
     """The fields of that message that the path sets. A body with such fields may be missing."""
+    body_required: bool = False
+    """Whether a body must be there although the path sets fields of it."""
     query: Mapping[str, Parameter] = field(default_factory=dict)
     """The parameters of the query by name."""
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from llm_pb import common_pb2, llm_pb2
 from services.http.front import Front
 from services.http.resources import Package
-from services.http.rest import batches, pipelines, schedules
+from services.http.rest import batches, models, pipelines, schedules
 from services.http.rest.handlers import list_parameters
 from services.http.rest.jobs import Jobs
 from services.http.rest.openapi import describe
@@ -49,7 +49,9 @@ def package(front: Front, further: Mapping[str, Any]) -> Package:
     async def openapi(_: Request, __: Mapping[str, list[str]]) -> Response:
         return JSONResponse(describe(paths, further))
 
-    paths |= {**_paths(front, jobs), **batches.paths(front), **pipelines.paths(front), **schedules.paths(front)}
+    paths |= _paths(front, jobs)
+    for kind in (models, batches, pipelines, schedules):
+        paths |= kind.paths(front)
     paths["/openapi.json"] = {"GET": Operation("GetOpenApi", "Returns this description.", openapi)}
     return Package("", resources(paths), answer)
 
