@@ -28,6 +28,13 @@ MAX_IMPROVEMENT: Final = 100.0
 DEFAULT_CHECKPOINT_STEPS: Final = 50
 DEFAULT_LEARNING_RATE: Final = 5e-4
 DEFAULT_STEP_TOKENS: Final = 2048
+MAX_LORA_RANK: Final = 512
+MAX_LORA_ALPHA: Final = 1024.0
+DEFAULT_LORA_ALPHA: Final = 2.0
+"""The default alpha of an adapter, as a multiple of its rank."""
+MAX_LORA_MODULES: Final = 32
+LORA_MODULE_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}")
+"""The form of the name of a module of a model."""
 
 UNKNOWN_BASE_MODEL: Final = "UNKNOWN_BASE_MODEL"
 INVALID_DATASET: Final = "INVALID_DATASET"

@@ -7,8 +7,12 @@ from jobs.file_rules import check_file
 from jobs.ids import OUTPUT_ID_PREFIX
 from jobs.training import (
     ALIAS_PATTERN,
+    LORA_MODULE_PATTERN,
     MAX_CHECKPOINT_STEPS,
     MAX_IMPROVEMENT,
+    MAX_LORA_ALPHA,
+    MAX_LORA_MODULES,
+    MAX_LORA_RANK,
     MAX_STEP_TOKENS,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
@@ -33,8 +37,28 @@ def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
         yield Violation("training.learning_rate", "must be above 0, to 1")
     if not 0 <= spec.min_improvement <= MAX_IMPROVEMENT:
         yield Violation("training.min_improvement", f"must be 0 to {MAX_IMPROVEMENT:g}")
-    if spec.lora_rank:
-        yield Violation("training.lora_rank", "must be 0: adapters are not served here, all weights are trained")
+    yield from _adapter(spec)
+
+
+def _adapter(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
+    if not 0 <= spec.lora_rank <= MAX_LORA_RANK:
+        yield Violation("training.lora_rank", f"must be 1 to {MAX_LORA_RANK}, or 0 to train all weights")
+    if spec.HasField("lora_alpha") and not 0 < spec.lora_alpha <= MAX_LORA_ALPHA:
+        yield Violation("training.lora_alpha", f"must be above 0, to {MAX_LORA_ALPHA:g}")
+    if not 0 <= spec.lora_dropout < 1:
+        yield Violation("training.lora_dropout", "must be 0 to below 1")
+    if len(spec.lora_modules) > MAX_LORA_MODULES:
+        yield Violation("training.lora_modules", f"must have at most {MAX_LORA_MODULES} names")
+    for at, name in enumerate(spec.lora_modules[:MAX_LORA_MODULES]):
+        if LORA_MODULE_PATTERN.fullmatch(name) is None:
+            yield Violation(f"training.lora_modules[{at}]", "must be 1 to 128 of A-Z a-z 0-9 _ . , the first no dot")
+    for field, given in (
+        ("lora_alpha", spec.HasField("lora_alpha")),
+        ("lora_dropout", bool(spec.lora_dropout)),
+        ("lora_modules", bool(spec.lora_modules)),
+    ):
+        if given and not spec.lora_rank:
+            yield Violation(f"training.{field}", "needs lora_rank")
 
 
 def check_preprocess(spec: pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:

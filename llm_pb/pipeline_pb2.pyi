@@ -682,6 +682,9 @@ class TrainingSpec(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     STEP_TOKENS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    LORA_ALPHA_FIELD_NUMBER: _builtins.int
+    LORA_DROPOUT_FIELD_NUMBER: _builtins.int
+    LORA_MODULES_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """The model to start from: the name of one that the operator's trainers have, such as "docstrings", or a trained one as
     "<model>@<version>" or "<model>@<alias>". The pipeline fails with UNKNOWN_BASE_MODEL when there is no such model. Required.
@@ -697,7 +700,9 @@ class TrainingSpec(_message.Message):
     least this: 0 to 100. Default 0.
     """
     lora_rank: _builtins.int
-    """Rank of a LoRA adapter. Must be 0: this version trains all weights."""
+    """Rank of a LoRA adapter: 1 to 512. The adapter alone is trained then, and merged into the weights of base_model when the model is
+    registered. 0: all weights are trained.
+    """
     seed: _builtins.int
     """Decides the order of the data and the dropout."""
     learning_rate: _builtins.float
@@ -710,6 +715,10 @@ class TrainingSpec(_message.Message):
     """An alias that names the new version, in addition to "latest", which always names the newest one: a letter, then up to 63 of A-Z a-z 0-9
     . _ - . Optional.
     """
+    lora_alpha: _builtins.float
+    """What the adapter adds is scaled by this, divided by lora_rank: above 0, to 1024. Only with lora_rank. Default: twice the lora_rank."""
+    lora_dropout: _builtins.float
+    """The share of the adapter's inputs that a step leaves out: 0 to below 1. Only with lora_rank. Default 0."""
     @_builtins.property
     def dataset(self) -> _common_pb2.FileRef:
         """The file with the data set, uploaded by FileService: JSONL in UTF-8. Each line is an object with either "text", a string, or
@@ -721,6 +730,13 @@ class TrainingSpec(_message.Message):
     def held_out(self) -> _common_pb2.FileRef:
         """The file with the held-out documents, in the form of dataset. The pipeline fails with LEAKED_DATASET when it shares a document with
         dataset. Unset: a twentieth of the documents of dataset is held out, at least one, chosen by their hashes.
+        """
+
+    @_builtins.property
+    def lora_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The modules of the model that get an adapter, up to 32: each a name such as "q_proj", or the end of a path such as
+        "0.self_attn.q_proj", of up to 128 of A-Z a-z 0-9 _ . . The pipeline fails with TRAINING_FAILED when the model has no such module. Only
+        with lora_rank. Empty: every linear layer but the output.
         """
 
     def __init__(
@@ -738,21 +754,28 @@ class TrainingSpec(_message.Message):
         learning_rate: _builtins.float | None = ...,
         step_tokens: _builtins.int | None = ...,
         alias: _builtins.str = ...,
+        lora_alpha: _builtins.float | None = ...,
+        lora_dropout: _builtins.float = ...,
+        lora_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_step_tokens", b"_step_tokens", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "step_tokens", b"step_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_step_tokens", b"_step_tokens", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "step_tokens", b"step_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_step_tokens", b"_step_tokens", "alias", b"alias", "base_model", b"base_model", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "lora_rank", b"lora_rank", "min_improvement", b"min_improvement", "model", b"model", "seed", b"seed", "step_tokens", b"step_tokens", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_step_tokens", b"_step_tokens", "alias", b"alias", "base_model", b"base_model", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "lora_dropout", b"lora_dropout", "lora_modules", b"lora_modules", "lora_rank", b"lora_rank", "min_improvement", b"min_improvement", "model", b"model", "seed", b"seed", "step_tokens", b"step_tokens", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_every: _TypeAlias = _typing.Literal["checkpoint_every"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_every: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__lora_alpha: _TypeAlias = _typing.Literal["lora_alpha"]  # noqa: Y015
+    _WhichOneofArgType__lora_alpha: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha"]  # noqa: Y015
     _WhichOneofReturnType__step_tokens: _TypeAlias = _typing.Literal["step_tokens"]  # noqa: Y015
     _WhichOneofArgType__step_tokens: _TypeAlias = _typing.Literal["_step_tokens", b"_step_tokens"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_every) -> _WhichOneofReturnType__checkpoint_every | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_alpha) -> _WhichOneofReturnType__lora_alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step_tokens) -> _WhichOneofReturnType__step_tokens | None: ...
 

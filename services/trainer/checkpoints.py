@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from encryption import Unreadable
 from jobs.training import DEFAULT_LEARNING_RATE, DEFAULT_STEP_TOKENS
 from llm_pb import internal_pb2
+from services.trainer.adapters import adapter_of
 from services.trainer.shards import TRAINING_FOLDER
 from store.models import get_file, put_file
 from store.store import ObjectMissing, Store
@@ -106,6 +107,8 @@ def recipe_of(task: internal_pb2.TrainingTask) -> str:
         spec.seed,
         repr(spec.learning_rate or DEFAULT_LEARNING_RATE),
         spec.step_tokens or DEFAULT_STEP_TOKENS,
+        # A training of all weights has the recipe that it had before there were adapters.
+        *((adapter_of(spec),) if spec.lora_rank else ()),
     ):
         whole.update(f"{part}\n".encode())
     return whole.hexdigest()

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,10 +18,11 @@ from temporalio.exceptions import ApplicationError
 from jobs import names
 from jobs.ids import models_workflow_id, tenant_of
 from jobs.options import duration
-from jobs.training import LIMIT_EXCEEDED
+from jobs.training import LIMIT_EXCEEDED, TRAINING_FAILED
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.temporal import RPC_TIMEOUT
 from runtime.work_folders import work_folder
+from services.trainer.adapters import adapter_of
 from services.trainer.base_models import BaseModels, digest_of
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.dataset import Document, inspect, read
@@ -69,6 +71,9 @@ class TrainingSteps:
             if value > most:
                 message = f"{field} is {value}; the operator allows at most {most}"
                 raise ApplicationError(message, type=LIMIT_EXCEEDED, non_retryable=True)
+        if spec.lora_rank and find_spec("peft") is None:
+            message = "an adapter needs the extra lora of durable-llm-suite, which this trainer does not have"
+            raise ApplicationError(message, type=TRAINING_FAILED, non_retryable=True)
         with self._working() as folder:
             base = await self._models.resolve(spec.base_model, _tenant())
             where = await self._models.folder(base, _tenant(), folder / "base")
@@ -157,7 +162,7 @@ class TrainingSteps:
             activity.heartbeat()
             model = await self._device.run(TrainedModel, where, self._settings.device)
             base_loss = await self._loss(model, held_out)
-            await self._device.run(model.take, folder / "checkpoint")
+            await self._device.run(model.take, folder / "checkpoint", adapter_of(task.spec))
             loss = await self._loss(model, held_out)
             result = internal_pb2.ModelEvaluation(loss=loss, base_loss=base_loss)
             if loss < base_loss and base_loss - loss >= task.spec.min_improvement:

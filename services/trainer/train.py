@@ -21,6 +21,7 @@ from jobs.training import (
 )
 from llm_pb import internal_pb2
 from runtime.work_folders import work_folder
+from services.trainer.adapters import adapter_of
 from services.trainer.base_models import BaseModels
 from services.trainer.checkpoints import Checkpoint, Checkpoints
 from services.trainer.device import Device
@@ -95,6 +96,7 @@ class _Attempt:
             spec.seed,
             spec.learning_rate or DEFAULT_LEARNING_RATE,
             spec.step_tokens or DEFAULT_STEP_TOKENS,
+            adapter_of(spec),
         )
         self._run = await self._device.run(TrainingRun, folder, recipe, tokens, settings.device)
         self._beat()

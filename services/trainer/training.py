@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from jobs.training import TRAINING_DIVERGED
+from services.trainer.adapters import Adapter, add_adapter, merge_adapter
 
 ROW_TOKENS: Final = 512
 """Maximum length of a row, which is what a document's token can see."""
@@ -38,6 +39,8 @@ class Recipe(NamedTuple):
     seed: int
     learning_rate: float
     step_tokens: int
+    adapter: Adapter | None = None
+    """The adapter that is trained. None: all weights are."""
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a linear warm-up, then a cosine."""
@@ -72,11 +75,15 @@ class TrainingRun:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = load_model(folder, self._device).float()
+        if recipe.adapter is not None:
+            torch.manual_seed(_seed(recipe.seed, "adapter", 0))
+            self._model = add_adapter(self._model, recipe.adapter)
         self._model.train()
+        self._trained = trained_parameters(self._model)
         self._recipe = recipe
         self._rows = Rows(tokens, context_of(self._model))
         self._at_once = max(recipe.step_tokens // self._rows.length, 1)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), betas=(0.9, 0.95), weight_decay=0.05)
+        self._optimizer = torch.optim.AdamW(self._trained.values(), betas=(0.9, 0.95), weight_decay=0.05)
         self._order: tuple[int, list[int]] = (-1, [])
         self.step = 0
         """Number of steps that were done."""
@@ -114,7 +121,7 @@ class TrainingRun:
             message = f"the loss of step {self.step + 1} is {value}: try a lower learning_rate"
             raise ApplicationError(message, type=TRAINING_DIVERGED, non_retryable=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.loss = value if not self.step else _SMOOTHING * self.loss + (1 - _SMOOTHING) * value
@@ -134,7 +141,7 @@ class TrainingRun:
     def save(self, path: Path) -> bytes:
         """Write a checkpoint to a path; return its SHA-256. Raises OSError."""
         tensors: dict[str, torch.Tensor] = {}
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._trained.items():
             tensors[f"model.{name}"] = parameter.detach().contiguous()
             for key, value in self._optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value.contiguous()
@@ -149,16 +156,16 @@ class TrainingRun:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()[_METADATA])
             names = set(file.keys())
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._trained.items():
                 _copy(file.get_tensor(f"model.{name}"), parameter)
                 prefix = f"optimizer.{name}."
                 self._optimizer.state[parameter] = {
                     key.removeprefix(prefix): file.get_tensor(key).clone() for key in names if key.startswith(prefix)
                 }
         # The step stays on the CPU, the rest goes to the device.
-        for parameter, state in self._optimizer.state.items():
+        for state in self._optimizer.state.values():
             for key, value in state.items():
-                state[key] = value if key == "step" else value.to(parameter.device)
+                state[key] = value if key == "step" else value.to(self._device)
         self.step, self.loss = about["step"], about["loss"]
 
 
@@ -172,11 +179,19 @@ class TrainedModel:
         self._model = load_model(folder, self._device)
         self._dtype = self._model.dtype
 
-    def take(self, path: Path) -> None:
-        """Take the weights of a checkpoint."""
+    def take(self, path: Path, adapter: Adapter | None = None) -> None:
+        """Take the weights of a checkpoint, or merge those of its adapter into the weights.
+
+        Raises ValueError for a checkpoint of another model, and what add_adapter raises.
+        """
+        if adapter is not None:
+            self._model = add_adapter(self._model.float(), adapter)
         with safe_open(path, framework="pt") as file:
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in trained_parameters(self._model).items():
                 _copy(file.get_tensor(f"model.{name}"), parameter)
+        if adapter is not None:
+            self._model = merge_adapter(self._model)
+            _convert(self._model, self._dtype)
 
     def losses(self, content: bytearray) -> Iterator[tuple[float, int]]:
         """Yield the loss per token of some rows, and the number of these rows."""
@@ -189,11 +204,12 @@ class TrainedModel:
             with torch.inference_mode():
                 loss = model(input_ids=part, labels=part, use_cache=False).loss.item()
             yield loss, len(numbers)
-        self._model.to(self._dtype)
+        _convert(model, self._dtype)
 
     def export(self, folder: Path) -> None:
         """Write the model with its tokenizer to a folder, in Hugging Face format."""
-        self._model.to(self._dtype).save_pretrained(folder, max_shard_size="1TB")
+        _convert(self._model, self._dtype)
+        self._model.save_pretrained(folder, max_shard_size="1TB")
         AutoTokenizer.from_pretrained(self._folder, local_files_only=True).save_pretrained(folder)
 
 
@@ -202,6 +218,11 @@ def load_model(folder: Path, device: torch.device) -> Any:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
     return model.to(device)
+
+
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of a model that are trained, by name: those of the adapter, if it has one."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def context_of(model: Any) -> int:
@@ -213,6 +234,12 @@ def use_threads(threads: int | None) -> None:
     """Set the number of CPU threads of torch in this process."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Convert the weights of a model, and not its buffers: a position in bfloat16 would be another one."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _copy(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> None:

@@ -140,6 +140,14 @@ async def train(tenants: Tenants, dataset: common_pb2.FileRef, **changes: Any) -
     return await follow(tenants.pipelines(), id_)
 
 
+async def generated(tenants: Tenants, job: llm_pb2.JobRequest) -> str:
+    """Return what a job has generated, once it has succeeded."""
+    submitted = await tenants.jobs().Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE)
+    ended = await watch(tenants.jobs(), submitted.workflow_id)
+    assert ended.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, ended.final
+    return ended.output.decode()
+
+
 async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack: Stack, tenants: Tenants) -> None:
     dataset = await tenants.dataset([*sentences(60), *sentences(10)])
     seen = await train(tenants, dataset, alias="stable")
@@ -165,9 +173,7 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     await worker.start()
     await worker.wait_ready()
     job = llm_pb2.JobRequest(user_id="u", request_id="r", model="tuned@latest", prompt="Day 7:")
-    submitted = await tenants.jobs().Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE)
-    ended = await watch(tenants.jobs(), submitted.workflow_id)
-    assert ended.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, ended.final
+    assert await generated(tenants, job)
     assert await bad_fields(tenants.jobs("globex").Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE)) == {
         "job.model"
     }
@@ -204,22 +210,38 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     for number in range(8):
         await jobs.SetModelAlias(llm_pb2.SetModelAliasRequest(model="tuned", alias=f"a{number}"))
     await jobs.SetModelAlias(llm_pb2.SetModelAliasRequest(model="tuned", alias="stable", version=1))
-    # A worker follows its alias when it starts again: "latest" is the newest version that is left.
+    # "latest" is the newest version that is left.
     delete.version = 2
-    assert [one.version for one in (await jobs.DeleteModelVersion(delete)).model.versions] == [1]
+    left = (await jobs.DeleteModelVersion(delete)).model
+    assert ([one.version for one in left.versions], left.aliases["latest"]) == ([1], 1)
     assert await refusal(jobs.DeleteModelVersion(delete)) == ("NOT_FOUND", names.MODEL_NOT_FOUND)
+    # A number is never given again. A version that was trained as an adapter is one like others.
+    size, base_loss = left.versions[0].size_bytes, left.versions[0].base_loss
+    result = result_of(
+        await train(tenants, dataset, lora_rank=4, lora_dropout=0.1, lora_modules=["q_proj", "down_proj"])
+    )
+    assert (result.version, result.base_loss) == (3, base_loss)
+    (model,) = (await tenants.models()).trained
+    assert model.versions[0].size_bytes == pytest.approx(size, rel=0.01)
+    # A worker follows its alias when it starts again.
     await worker.start()
     await worker.wait_ready()
-    assert "tuned@latest is version 1" in worker.log
+    assert "tuned@latest is version 3" in worker.log
+    job.request_id = "r-3"
+    assert await generated(tenants, job)
     await worker.terminate()
-    # A number is never given again.
-    assert result_of(await train(tenants, dataset, seed=2)).version == 3
+    seen = await train(tenants, dataset, lora_rank=4, lora_modules=["w_proj"])
+    assert reason_of(seen.status.root.error) == training.TRAINING_FAILED
+    assert "the model has no module 'w_proj'" in seen.status.root.error.message
 
 
 @pytest.mark.long
-async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(stack: Stack, tenants: Tenants) -> None:
+@pytest.mark.parametrize("adapter", [{}, {"lora_rank": 4, "lora_dropout": 0.1}], ids=["all weights", "an adapter"])
+async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(
+    stack: Stack, tenants: Tenants, adapter: dict[str, Any]
+) -> None:
     dataset = await tenants.dataset(sentences(40, seed=2))
-    spec = {"steps": STEPS, "checkpoint_every": 5, "model": "killed"}
+    spec = {"steps": STEPS, "checkpoint_every": 5, "model": "killed", **adapter}
     whole = result_of(await train(tenants, dataset, **spec))
     pipelines, trainer = tenants.pipelines(), stack.processes["trainer"]
     id_ = (await submit(pipelines, new_training(dataset, **spec))).pipeline_id

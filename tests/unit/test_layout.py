@@ -111,6 +111,7 @@ ONLY = {
     }
     | {"services/gpu_worker/engines/diffusers.py", "services/trainer/training.py"},
     "safetensors": {"services/trainer/training.py"},
+    "peft": {"services/trainer/adapters.py"},
     "openai": {
         f"services/gpu_worker/engines/openai{part}.py"
         for part in ("", "_background", "_errors", "_images", "_transport")

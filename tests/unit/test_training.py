@@ -19,6 +19,8 @@ from temporalio.exceptions import ApplicationError
 
 from jobs import training
 from llm_pb import internal_pb2
+from models import DOCSTRINGS
+from services.trainer.adapters import Adapter
 from services.trainer.checkpoints import recipe_of
 from services.trainer.dataset import inspect, read
 from services.trainer.device import Device
@@ -27,6 +29,9 @@ from tests.support.training import jsonl, sentences, write_tiny_model
 
 if TYPE_CHECKING:
     from services.trainer.training import TrainedModel, TrainingRun
+
+
+ADAPTER = Adapter(rank=4, alpha=8, dropout=0.1, modules=("down_proj", "q_proj"))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +56,13 @@ def weights(run: TrainingRun, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["all weights", "an adapter"])
 def test_a_run_that_goes_on_at_a_checkpoint_has_the_weights_of_an_undisturbed_one(
-    tiny: Path, tokens: bytes, tmp_path: Path
+    tiny: Path, tokens: bytes, tmp_path: Path, adapter: Adapter | None
 ) -> None:
     from services.trainer.training import Recipe, TrainingRun
 
-    recipe = Recipe(steps=9, seed=3, learning_rate=1e-2, step_tokens=128)
+    recipe = Recipe(steps=9, seed=3, learning_rate=1e-2, step_tokens=128, adapter=adapter)
     whole = TrainingRun(tiny, recipe, bytearray(tokens), "cpu")
     whole.advance(9, 600)
     for stop in (1, 4, 8):
@@ -73,22 +79,82 @@ def test_a_run_that_goes_on_at_a_checkpoint_has_the_weights_of_an_undisturbed_on
     assert weights(other, tmp_path / "b") != weights(whole, tmp_path / "a"), "the seed decides nothing"
 
 
-def test_a_trained_model_is_better_and_its_export_is_always_the_same(tiny: Path, tokens: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "better"), [(None, 0.5), (ADAPTER._replace(modules=()), 0.1)], ids=["all weights", "an adapter"]
+)
+def test_a_trained_model_is_better_and_its_export_is_always_the_same(
+    tiny: Path, tokens: bytes, tmp_path: Path, adapter: Adapter | None, better: float
+) -> None:
     from services.trainer.training import Recipe, TrainedModel, TrainingRun
 
-    run = TrainingRun(tiny, Recipe(30, 0, 1e-2, 256), bytearray(tokens), "cpu")
+    run = TrainingRun(tiny, Recipe(30, 0, 1e-2, 256, adapter), bytearray(tokens), "cpu")
     run.advance(30, 600)
     run.save(tmp_path / "checkpoint")
     exported = []
     for name in ("a", "b"):
         model = TrainedModel(tiny, "cpu")
         before = loss_of(model, tokens)
-        model.take(tmp_path / "checkpoint")
-        assert loss_of(model, tokens) < before - 0.5
+        model.take(tmp_path / "checkpoint", adapter)
+        assert loss_of(model, tokens) < before - better
         model.export(tmp_path / name)
         exported.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert exported[0] == exported[1]
     assert exported[0].keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_an_adapters_checkpoint_is_small_and_its_model_has_the_base_models_form(
+    tiny: Path, tokens: bytes, tmp_path: Path
+) -> None:
+    """Every engine serves it: no name and no shape tells that there was an adapter."""
+    from safetensors import safe_open
+
+    from services.trainer.training import Recipe, TrainedModel, TrainingRun
+
+    run = TrainingRun(tiny, Recipe(2, 0, 1e-2, 256, ADAPTER), bytearray(tokens), "cpu")
+    run.advance(2, 600)
+    run.save(tmp_path / "checkpoint")
+    model = TrainedModel(tiny, "cpu")
+    model.take(tmp_path / "checkpoint", ADAPTER)
+    model.export(tmp_path / "model")
+    changed, tensors = set[str](), []
+    for folder in (tiny, tmp_path / "model"):
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            tensors.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    for name, tensor in tensors[0].items():
+        assert tensors[1][name].shape == tensor.shape
+        if not tensor.equal(tensors[1][name]):
+            changed.add(name.rsplit(".", 2)[-2])
+    assert tensors[0].keys() == tensors[1].keys()
+    assert changed == {"q_proj", "down_proj"}
+    with safe_open(tmp_path / "checkpoint", framework="pt") as file:
+        names = [*file.keys()]
+    assert names
+    assert all(".lora_A." in name or ".lora_B." in name for name in names), "the base model is stored as well"
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [("w_proj", "no module 'w_proj'"), ("lm_head", "'lm_head' are those of another")]
+)
+def test_modules_that_cannot_have_an_adapter_are_named(tiny: Path, tokens: bytes, module: str, words: str) -> None:
+    from services.trainer.training import Recipe, TrainingRun
+
+    adapter = ADAPTER._replace(modules=("q_proj", module))
+    with pytest.raises(ValueError, match=words):
+        TrainingRun(tiny, Recipe(1, 0, 1e-2, 256, adapter), bytearray(tokens), "cpu")
+
+
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["all weights", "an adapter"])
+def test_a_model_of_small_numbers_that_has_learnt_nothing_has_the_loss_of_its_base(
+    tokens: bytes, tmp_path: Path, adapter: Adapter | None
+) -> None:
+    """Weights become bfloat16 again, and positions must not."""
+    from services.trainer.training import Recipe, TrainedModel, TrainingRun
+
+    TrainingRun(DOCSTRINGS, Recipe(1, 0, 1e-2, 64, adapter), bytearray(tokens), "cpu").save(tmp_path / "checkpoint")
+    model = TrainedModel(DOCSTRINGS, "cpu")
+    before = loss_of(model, tokens)
+    model.take(tmp_path / "checkpoint", adapter)
+    assert loss_of(model, tokens) == before
 
 
 def test_an_evaluation_that_rests_changes_nothing_for_others(tiny: Path, tokens: bytes) -> None:
@@ -128,6 +194,11 @@ def test_everything_that_decides_the_weights_is_in_the_recipe() -> None:
         lambda: setattr(task.spec, "learning_rate", 0.1),
         lambda: setattr(task.spec, "step_tokens", 7),
         lambda: setattr(task.report, "base_sha256", b"b"),
+        lambda: setattr(task.spec, "lora_rank", 8),
+        lambda: setattr(task.spec, "lora_rank", 4),
+        lambda: setattr(task.spec, "lora_alpha", 3),
+        lambda: setattr(task.spec, "lora_dropout", 0.5),
+        lambda: task.spec.lora_modules.append("q_proj"),
         lambda: task.dataset.shards.add(sha256=b"b"),
     ):
         change()
