@@ -41,6 +41,7 @@ from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
 from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
+from tests.support.trained import register
 from tests.support.training import jsonl, new_training, sentences, write_tiny_model
 from tests.support.worlds import FILTERED, MODELS, PAINTER, new_world
 
@@ -233,6 +234,14 @@ async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> di
     return {"training": trained, "training-cancelled": stopped, "models": models_workflow_id("")}
 
 
+async def removed_models(stub: LlmServiceStub, temporal: Client) -> str:
+    """Remove a model with its last version, and register one of its name; return the id of the registry."""
+    for version in [await register(temporal, "removed") for _ in range(2)]:
+        await stub.DeleteModelVersion(llm_pb2.DeleteModelVersionRequest(model="removed", version=version))
+    await register(temporal, "removed")
+    return models_workflow_id("")
+
+
 async def worlds(folder: Path, version: str) -> None:
     """Record a world that succeeds, one with a step that fails, and the second run of that one."""
     environment = {
@@ -293,6 +302,7 @@ async def main(version: str) -> None:
                 await record(temporal, id_, f"{name}.{version}")
             for name, id_ in (await trainings(stack, channel, Path(folder) / "tiny")).items():
                 await record(temporal, id_, f"{name}.{version}")
+            await record(temporal, await removed_models(stub, temporal), f"models-removed.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
         await worlds(Path(folder) / "worlds", version)
 
