@@ -7,10 +7,9 @@
 // The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
 import com.google.protobuf.Any;
 import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.util.Durations;
 import com.google.protobuf.util.JsonFormat;
 import com.google.rpc.RetryInfo;
-import io.grpc.Context;
-import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -18,10 +17,6 @@ import io.grpc.protobuf.StatusProto;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.util.Iterator;
-import java.util.Set;
-import java.util.concurrent.Executors;
-import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.TimeUnit;
 import llm.v1.CancelRequest;
 import llm.v1.JobRequest;
@@ -34,105 +29,68 @@ import llm.v1.StreamStatusResponse;
 import llm.v1.SubmitRequest;
 
 public class Client {
-  static final String ADDRESS = setting("LLM_ADDRESS", "127.0.0.1:50051");
-  // A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
-  static final long IDLE_MS = (long) (Double.parseDouble(setting("LLM_IDLE_SECONDS", "60")) * 1000);
-  // Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
-  static final long TIMEOUT_MS = (long) (Double.parseDouble(setting("LLM_TIMEOUT_SECONDS", "30")) * 1000);
-  static final long RETRY_MS = 1000;
-  // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
-  static final int TRIES = 60, FIRST_TRIES = 5;
-  static final Set<Status.Code> PASSING = Set.of(Status.Code.UNAVAILABLE, Status.Code.CANCELLED);
-  // What gRPC makes of a stream that a proxy resets. The gateway's own errors have details.
-  static final Set<Status.Code> RESET = Set.of(Status.Code.INTERNAL, Status.Code.UNKNOWN);
   static final PrintStream OUT = new PrintStream(System.out, true, StandardCharsets.UTF_8);
-  static final ScheduledExecutorService TIMER = Executors.newSingleThreadScheduledExecutor(Client::daemon);
 
   static String setting(String name, String otherwise) {
     return System.getenv().getOrDefault(name, otherwise);
   }
 
-  static Thread daemon(Runnable task) {
-    Thread thread = new Thread(task);
-    thread.setDaemon(true);
-    return thread;
+  // Returns the stub with a time limit in seconds.
+  static LlmServiceBlockingStub limited(LlmServiceBlockingStub stub, String name, String otherwise) {
+    return stub.withDeadlineAfter((long) (Double.parseDouble(setting(name, otherwise)) * 1000), TimeUnit.MILLISECONDS);
   }
 
   static boolean isFinal(JobState state) {
     return state.getNumber() >= JobState.JOB_STATE_SUCCEEDED_VALUE;
   }
 
-  // Returns the delay in milliseconds that the gateway asks for by RetryInfo, null when it asks for none.
-  static Long retryDelay(StatusRuntimeException error) throws InvalidProtocolBufferException {
+  // Returns the milliseconds until the next try after an error. Throws an error that does not pass by itself.
+  static long retryDelay(StatusRuntimeException error) throws InvalidProtocolBufferException {
     com.google.rpc.Status status = StatusProto.fromThrowable(error);
     for (Any detail : status.getDetailsList()) {
-      if (detail.is(RetryInfo.class)) {
-        com.google.protobuf.Duration delay = detail.unpack(RetryInfo.class).getRetryDelay();
-        return delay.getSeconds() * 1000 + delay.getNanos() / 1_000_000;
-      }
+      if (detail.is(RetryInfo.class)) return Durations.toMillis(detail.unpack(RetryInfo.class).getRetryDelay());
     }
-    return null;
-  }
-
-  // How far a watch has come.
-  String token;
-  long offset;
-  JobStatus status = JobStatus.getDefaultInstance();
-  int failures = 0, tries = FIRST_TRIES;
-
-  Client(String token) {
-    this.token = token;
-  }
-
-  // Reads one stream to the job's end. Throws why it broke.
-  void stream(LlmServiceBlockingStub stub, String id) {
-    Context.CancellableContext context = Context.current().withCancellation();
-    Context before = context.attach();
-    Runnable silent = () -> context.cancel(null);
-    ScheduledFuture<?> watchdog = TIMER.schedule(silent, IDLE_MS, TimeUnit.MILLISECONDS);
-    try {
-      Iterator<StreamStatusResponse> messages =
-          stub.streamStatus(StreamStatusRequest.newBuilder().setWorkflowId(id).setResumeToken(token).build());
-      for (boolean first = true; messages.hasNext(); first = false) {
-        StreamStatusResponse message = messages.next();
-        watchdog.cancel(false);
-        watchdog = TIMER.schedule(silent, IDLE_MS, TimeUnit.MILLISECONDS);
-        // Each stream begins with the status, which may be the one that the last stream has brought.
-        if (!first || message.hasDelta() || !message.getStatus().equals(status)) failures = 0;
-        tries = TRIES;
-        offset = message.getNextOffset();
-        if (!message.getResumeToken().isEmpty()) token = message.getResumeToken();
-        if (message.hasStatus()) status = message.getStatus();
-        show(message);
-        // Output may follow a first message with a final status.
-        boolean last = message.hasResult() || !message.hasDelta();
-        if (message.hasStatus() && isFinal(status.getState()) && last) return;
-      }
-      throw Status.UNAVAILABLE.withDescription("the stream ended before the job did").asRuntimeException();
-    } finally {
-      watchdog.cancel(false);
-      context.detach(before);
-      context.cancel(null);
+    switch (error.getStatus().getCode()) {
+      case UNAVAILABLE:
+      case CANCELLED:
+      case DEADLINE_EXCEEDED:
+        return 1000;
+      case INTERNAL:
+      case UNKNOWN:
+        // Without details it is a stream that a proxy has reset.
+        if (status.getDetailsCount() == 0) return 1000;
+      default:
+        throw error;
     }
   }
 
-  // Prints the job's output and states to its end. A stream that breaks is opened again where it broke, so that every
-  // byte of the output is printed once.
-  JobStatus watch(LlmServiceBlockingStub stub, String id) throws Exception {
-    while (true) {
+  // Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again
+  // where it broke, so that every byte of the output is printed once.
+  static JobStatus watch(LlmServiceBlockingStub stub, String id, String token) throws Exception {
+    long offset = 0;
+    for (int failures = 1; ; failures++) {
       try {
-        stream(stub, id);
-        return status;
+        StreamStatusRequest request = StreamStatusRequest.newBuilder().setWorkflowId(id).setResumeToken(token).build();
+        // A stream is opened again after this time, so that a silent one is noticed.
+        Iterator<StreamStatusResponse> messages = limited(stub, "LLM_STREAM_SECONDS", "120").streamStatus(request);
+        for (boolean first = true; messages.hasNext(); first = false) {
+          StreamStatusResponse message = messages.next();
+          // Each stream begins with the status, which the last stream may have brought already.
+          if (!first || message.hasDelta()) failures = 0;
+          offset = message.getNextOffset();
+          if (!message.getResumeToken().isEmpty()) token = message.getResumeToken();
+          show(message);
+          // Output may follow a first message with a final status.
+          boolean last = message.hasResult() || !message.hasDelta();
+          if (isFinal(message.getStatus().getState()) && last) return message.getStatus();
+        }
+        throw Status.UNAVAILABLE.withDescription("the stream ended before the job did").asRuntimeException();
       } catch (StatusRuntimeException error) {
-        Status.Code code = error.getStatus().getCode();
-        Long asked = retryDelay(error);
-        // Without RetryInfo it is a limit of gRPC's, such as a message's size.
-        boolean limited = code == Status.Code.RESOURCE_EXHAUSTED && asked != null;
-        boolean reset = RESET.contains(code) && StatusProto.fromThrowable(error).getDetailsCount() == 0;
-        if (limited) tries = TRIES;
-        if (!(limited || reset || PASSING.contains(code)) || ++failures >= tries) throw error;
+        long delay = retryDelay(error);
+        // The address may be wrong as long as no gateway has answered.
+        if (failures >= (token.isEmpty() ? 5 : 60)) throw error;
         System.err.println(error.getStatus().getDescription() + "; going on at byte " + offset);
-        Thread.sleep(asked != null ? asked : RETRY_MS);
+        Thread.sleep(delay);
       }
     }
   }
@@ -143,27 +101,21 @@ public class Client {
     }
     OUT.print(message.getDelta().getText());
     OUT.flush();
-    if (message.hasStatus()) {
-      JobStatus status = message.getStatus();
-      System.err.println(status.getState() + " " + Math.round(status.getProgress().getPercent()) + " %");
-    }
+    JobStatus status = message.getStatus();
+    if (message.hasStatus()) System.err.println(status.getState() + " " + Math.round(status.getProgress().getPercent()) + " %");
   }
 
+  // Prints what a command brings. Returns false for the watch of a job that did not succeed.
   static boolean run(LlmServiceBlockingStub stub, String command, String argument, String optional) throws Exception {
-    LlmServiceBlockingStub limited = stub.withDeadlineAfter(TIMEOUT_MS, TimeUnit.MILLISECONDS);
+    LlmServiceBlockingStub limited = limited(stub, "LLM_TIMEOUT_SECONDS", "30");
     switch (command) {
       case "submit":
         JobRequest.Builder job = JobRequest.newBuilder();
-        try {
-          JsonFormat.parser().merge(argument, job);
-        } catch (InvalidProtocolBufferException error) {
-          System.err.println("the job is no JSON of a JobRequest: " + error.getMessage());
-          return false;
-        }
+        JsonFormat.parser().merge(argument, job);
         OUT.println(limited.submit(SubmitRequest.newBuilder().setJob(job).build()).getWorkflowId());
         return true;
       case "watch":
-        JobStatus last = new Client(optional).watch(stub, argument);
+        JobStatus last = watch(stub, argument, optional);
         if (last.hasError()) System.err.println(last.getError().getMessage());
         return last.getState() == JobState.JOB_STATE_SUCCEEDED;
       case "cancel":
@@ -178,19 +130,20 @@ public class Client {
   }
 
   public static void main(String[] arguments) throws Exception {
-    String[] given = java.util.Arrays.copyOf(arguments, 3);
-    for (int place = 0; place < 3; place++) if (given[place] == null) given[place] = "";
-    ManagedChannel channel = ManagedChannelBuilder.forTarget(ADDRESS).usePlaintext().build();
+    String address = setting("LLM_ADDRESS", "127.0.0.1:50051");
+    LlmServiceBlockingStub stub = LlmServiceGrpc.newBlockingStub(ManagedChannelBuilder.forTarget(address).usePlaintext().build());
+    String command = arguments.length > 1 ? arguments[0] : "", optional = arguments.length > 2 ? arguments[2] : "";
     boolean succeeded = false;
     try {
-      succeeded = run(LlmServiceGrpc.newBlockingStub(channel), given[0], given[1], given[2]);
+      succeeded = run(stub, command, arguments.length > 1 ? arguments[1] : "", optional);
+    } catch (InvalidProtocolBufferException error) {
+      System.err.println("the job is no JSON of a JobRequest: " + error.getMessage());
     } catch (StatusRuntimeException error) {
       System.err.println(error.getStatus().getCode() + ": " + error.getStatus().getDescription());
       if (error.getStatus().getCode() == Status.Code.UNAVAILABLE) {
-        System.err.println("Does a gateway listen at " + ADDRESS + "? LLM_ADDRESS names another address.");
+        System.err.println("Does a gateway listen at " + address + "? LLM_ADDRESS names another address.");
       }
     }
-    channel.shutdownNow();
     System.exit(succeeded ? 0 : 1);
   }
 }

@@ -10,72 +10,50 @@ require "grpc"
 require "google/rpc/error_details_pb"
 require "llm_services_pb"
 
+include GRPC::Core::StatusCodes
+
 ADDRESS = ENV.fetch("LLM_ADDRESS", "127.0.0.1:50051")
-# A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
-IDLE_SECONDS = Float(ENV.fetch("LLM_IDLE_SECONDS", "60"))
 # Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
 TIMEOUT_SECONDS = Float(ENV.fetch("LLM_TIMEOUT_SECONDS", "30"))
-RETRY_SECONDS = 1
-# How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
-TRIES = 60
-FIRST_TRIES = 5
+# A stream is opened again after this time, so that a silent one is noticed.
+STREAM_SECONDS = Float(ENV.fetch("LLM_STREAM_SECONDS", "120"))
 FINAL = %i[JOB_STATE_SUCCEEDED JOB_STATE_FAILED JOB_STATE_CANCELLED JOB_STATE_TIMED_OUT].freeze
-CODES = GRPC::Core::StatusCodes.constants.to_h { |name| [GRPC::Core::StatusCodes.const_get(name), name.to_s] }.freeze
 
-# Returns the delay in seconds that the gateway asks for by RetryInfo, nil when it asks for none.
+# Returns the seconds until the next try after an error, nil for an error that does not pass by itself.
 def retry_delay(error)
-  info = error.to_rpc_status&.details&.find { |detail| detail.is(Google::Rpc::RetryInfo) }
-  delay = info&.unpack(Google::Rpc::RetryInfo)&.retry_delay
-  delay && delay.seconds + delay.nanos / 1e9
-end
-
-# Yields the messages of one stream. Raises GRPC::Unavailable for a stream that falls silent or ends before its job.
-def each_message(stub, request)
-  call = stub.stream_status(request, return_op: true)
-  latest = Process.clock_gettime(Process::CLOCK_MONOTONIC)
-  watchdog = Thread.new do
-    sleep 0.2 while Process.clock_gettime(Process::CLOCK_MONOTONIC) - latest < IDLE_SECONDS
-    call.cancel
-  end
-  call.execute.each do |message|
-    latest = Process.clock_gettime(Process::CLOCK_MONOTONIC)
-    yield message
-  end
-  raise GRPC::Unavailable, "the stream ended before the job did"
-rescue GRPC::Core::CallError
-  # What the watchdog's cancel becomes here.
-  raise GRPC::Unavailable, "no message has come for #{IDLE_SECONDS} s"
-ensure
-  watchdog&.kill
+  details = error.to_rpc_status&.details.to_a
+  info = details.find { |detail| detail.is(Google::Rpc::RetryInfo) }
+  return info.unpack(Google::Rpc::RetryInfo).retry_delay.to_f if info
+  # INTERNAL and UNKNOWN without details are streams that a proxy has reset.
+  passes = [UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED] + (details.empty? ? [INTERNAL, UNKNOWN] : [])
+  1 if passes.include?(error.code)
 end
 
 # Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again where
 # it broke, so that every byte of the output is printed once.
 def watch(stub, workflow_id, token)
-  failures, tries, offset, known = 0, FIRST_TRIES, 0, nil
+  failures, offset = 0, 0
   begin
-    first = true
-    each_message(stub, Llm::V1::StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)) do |message|
-      # Each stream begins with the status, which may be the one that the last stream has brought.
-      failures = 0 if !first || message.delta || message.status != known
-      known = message.status || known
-      first, tries, offset = false, TRIES, message.next_offset
+    request = Llm::V1::StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
+    stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each_with_index do |message, index|
+      # Each stream begins with the status, which the last stream may have brought already.
+      failures = 0 if index.positive? || message.delta
+      offset = message.next_offset
       token = message.resume_token unless message.resume_token.empty?
       show(message)
       # Output may follow a first message with a final status.
-      return known if message.status && FINAL.include?(known.state) && (message.result || !message.delta)
+      return message.status if FINAL.include?(message.status&.state) && (message.result || !message.delta)
     end
-  rescue GRPC::Unavailable, GRPC::Cancelled, GRPC::ResourceExhausted, GRPC::Internal, GRPC::Unknown => e
-    # A proxy resets a stream so. The gateway's own errors have details.
-    raise if (e.is_a?(GRPC::Internal) || e.is_a?(GRPC::Unknown)) && e.to_rpc_status
-    asked = retry_delay(e)
-    limited = e.is_a?(GRPC::ResourceExhausted)
-    tries = TRIES if limited
+    raise GRPC::Unavailable, "the stream ended before the job did"
+  rescue GRPC::BadStatus, GRPC::Core::CallError => e
+    # What a deadline becomes while a message is awaited.
+    e = GRPC::DeadlineExceeded.new("no message has come") if e.is_a?(GRPC::Core::CallError)
     failures += 1
-    # Without RetryInfo it is a limit of gRPC's, such as a message's size.
-    raise if (limited && asked.nil?) || failures >= tries
+    delay = retry_delay(e)
+    # The address may be wrong as long as no gateway has answered.
+    raise if delay.nil? || failures >= (token.empty? ? 5 : 60)
     warn "#{e.details}; going on at byte #{offset}"
-    sleep(asked || RETRY_SECONDS)
+    sleep delay
     retry
   end
 end
@@ -87,38 +65,30 @@ def show(message)
   warn [status.state, status.progress && "#{status.progress.percent.round} %"].compact.join(" ") if status
 end
 
-def main(command, *arguments)
-  stub = Llm::V1::LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
-  deadline = Time.now + TIMEOUT_SECONDS
-  case command
+$stdout.sync = true
+command, argument, optional = ARGV
+stub = Llm::V1::LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
+deadline = Time.now + TIMEOUT_SECONDS
+begin
+  case argument && command
   when "submit"
-    job = Llm::V1::JobRequest.decode_json(arguments.fetch(0))
-    puts stub.submit(Llm::V1::SubmitRequest.new(job: job), deadline: deadline).workflow_id
+    request = Llm::V1::SubmitRequest.new(job: Llm::V1::JobRequest.decode_json(argument))
+    puts stub.submit(request, deadline: deadline).workflow_id
   when "watch"
-    status = watch(stub, arguments.fetch(0), arguments.fetch(1, ""))
+    status = watch(stub, argument, optional.to_s)
     warn status.error.message if status.error
-    return status.state == :JOB_STATE_SUCCEEDED
+    exit status.state == :JOB_STATE_SUCCEEDED
   when "cancel"
-    request = Llm::V1::CancelRequest.new(workflow_id: arguments.fetch(0), reason: arguments.fetch(1, ""))
+    request = Llm::V1::CancelRequest.new(workflow_id: argument, reason: optional.to_s)
     status = stub.cancel(request, deadline: deadline).status
     puts FINAL.include?(status.state) ? status.state : "cancel requested"
   else
     abort "usage: client.rb submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]"
   end
-  true
-end
-
-$stdout.sync = true
-begin
-  exit main(*ARGV)
 rescue Google::Protobuf::ParseError => e
   abort "the job is no JSON of a JobRequest: #{e.message}"
-rescue IndexError
-  abort "#{ARGV.first} needs an argument"
-rescue Interrupt
-  exit 130
 rescue GRPC::BadStatus => e
-  warn "#{CODES.fetch(e.code)}: #{e.details}"
+  warn "#{GRPC::Core::StatusCodes.constants.find { |name| GRPC::Core::StatusCodes.const_get(name) == e.code }}: #{e.details}"
   warn "Does a gateway listen at #{ADDRESS}? LLM_ADDRESS names another address." if e.is_a?(GRPC::Unavailable)
   exit 1
 end

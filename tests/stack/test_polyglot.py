@@ -232,7 +232,7 @@ async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
     environment = {}
     if not of_python(client):
         turns.append(Turn(messages=0, silent=True))
-        environment["LLM_IDLE_SECONDS"] = "5"
+        environment |= {"LLM_IDLE_SECONDS": "5", "LLM_STREAM_SECONDS": "5"}
     async with serving(stack, *turns, Turn(fails=False)) as gateway:
         watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=gateway.address, **environment)
     assert watched.status == 0, watched.errors
