@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from google.protobuf import json_format
-from google.rpc import code_pb2, error_details_pb2
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.rpc import code_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
@@ -30,7 +30,7 @@ from jobs.names import (
     STEP_NOT_WAITING,
     TOO_MANY_MODELS,
 )
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from runtime import auth
 from services.gateway import errors
@@ -116,8 +116,7 @@ def test_the_json_is_what_it_says(block: Block) -> None:
 
 
 def message(name: str) -> Any:
-    package, _, short = name.rpartition(".")
-    return getattr({"llm.v1": llm_pb2, "google.rpc": error_details_pb2}[package], short)()
+    return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))()
 
 
 @of_language("yaml")

@@ -120,6 +120,8 @@ def _become(request: int, log: int) -> None:
     folders = [working_dir, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.path[:] = [*folders, *(folder for folder in sys.path[1:] if folder not in folders)]
     sys.argv[1:] = arguments
+    # It is executed again, and runpy warns of a module that is there already.
+    del sys.modules[f"{module}.__main__"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

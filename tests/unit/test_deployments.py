@@ -140,8 +140,8 @@ def test_the_locks_of_images_have_the_versions_that_are_tested(lock: str) -> Non
 def test_an_image_has_the_packages_of_every_extra_that_a_setting_may_ask_for(lock: str) -> None:
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
-    of_engines = {"torch", "openai", "diffusers", "gpu"}
-    for extra in extras.keys() - of_engines - {"betterproto", "stack", "dev"}:
+    of_models = {"torch", "openai", "diffusers", "gpu", "lora"}
+    for extra in extras.keys() - of_models - {"betterproto", "stack", "dev"}:
         assert {re.split(r"[\[<>=;]", requirement)[0] for requirement in extras[extra]} <= locked
 
 
