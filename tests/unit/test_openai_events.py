@@ -159,9 +159,10 @@ def test_a_running_job_that_has_started_over_is_numbered_as_after_its_end() -> N
     assert text_of(rest) == " text"
     assert rest == list(ended_events(JOB, end, Place(held)))
     assert rest[-1] == whole[-1]
-    for place, rewinds in ((Place(held), 2), (Place(held), 0), (Place(4 + 4), 1)):
+    # A job that still notifies knows the number of its rewinds before its output is streamed.
+    for place, known, rewinds in ((Place(held), 0, 2), (Place(held), 0, 0), (Place(4 + 4), 0, 1), (Place(4 + 4), 1, 1)):
         with pytest.raises(Rewound):
-            list(ResponseEvents(JOB, end.status, place).text(repeated, rewinds))
+            list(ResponseEvents(JOB, end.status, place, known).text(repeated, rewinds))
     # What was the same in each output is continued.
     events = ResponseEvents(JOB, end.status, Place(4 + 3))
     assert list(events.text(llm_pb2.OutputDelta(offset=3, text="w"), 1))[-1]["sequence_number"] == held

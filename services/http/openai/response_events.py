@@ -75,6 +75,7 @@ class ResponseEvents:
         self._accepted = llm_pb2.JobStatus(
             workflow_id=status.workflow_id, create_time=status.create_time, state=llm_pb2.JOB_STATE_QUEUED
         )
+        self._held_epoch = place.epoch
         self._epoch = max(place.epoch, rewinds)
         self._errors = place.errors * ERROR
         self._known = place.known
@@ -96,7 +97,7 @@ class ResponseEvents:
     def text(self, delta: llm_pb2.OutputDelta, rewinds: int) -> Iterator[Event]:
         """Yield the events of new output. `rewinds` is the number of the job's rewinds then. Raises Rewound."""
         # The gateway cannot know which output the reader holds, and goes back to where the lowest rewind was.
-        repeats = self._resumes and 0 < rewinds == self._epoch
+        repeats = self._resumes and 0 < rewinds == self._held_epoch
         if rewinds < self._epoch or (delta.rewind and not repeats):
             raise Rewound
         self._epoch, self._resumes = rewinds, False
