@@ -313,4 +313,6 @@ class Attempt:
 
     async def _publish_progress(self) -> None:
         self._progress_timer.restart()
-        await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
+        # It may repeat the output, which tokens that another task publishes must not overtake.
+        async with self._publishing:
+            await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))

@@ -7,6 +7,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from feed.memory import MemoryFeed
+from jobs.stages import DONE
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import EngineConfig, Output, create_engine
@@ -16,6 +17,21 @@ from tests.support.jobs import new_job
 from tests.unit.test_activity import KEY, SETTINGS, Worker
 
 FOREVER = 3600.0
+
+
+class SlowFeed(MemoryFeed):
+    """Stores a repeated output only once it may, as a feed that waits for a tenant's key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeating = asyncio.Event()
+        self.may_store = asyncio.Event()
+
+    async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
+        if record.HasField("tokens_made"):
+            self.repeating.set()
+            await self.may_store.wait()
+        return await super().sync(key, record)
 
 
 class Log:
@@ -107,6 +123,26 @@ async def test_a_long_text_is_not_held_back() -> None:
         await attempt.add(Output("x" * 40_000, (number,), 1))
     await log.until("a" + "x" * 80_000)
     assert log.texts == ["a", "x" * 80_000]
+    await log.close()
+
+
+async def test_a_progress_report_that_repeats_a_lost_output_is_not_overtaken_by_what_was_held_back() -> None:
+    """A reader of a feed that was lost would have a gap otherwise, until the job ends."""
+    feed = SlowFeed()
+    attempt = await of_an_attempt(feed, FOREVER)
+    for number, text in enumerate("ab"):
+        await attempt.add(Output(text, (number,), 1))
+    await feed.remove(KEY)
+    feed.recoveries = 1
+    entering = asyncio.create_task(attempt.enter(DONE))
+    await feed.repeating.wait()
+    publishing = asyncio.create_task(attempt.publish())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    feed.may_store.set()
+    await asyncio.gather(entering, publishing)
+    log = Log(feed)
+    await log.until("ab")
     await log.close()
 
 
