@@ -225,16 +225,14 @@ class Attempt:
         if (rest := rest_of(answer, self._writer.output)) is None:
             return None
         self.cached = True
-        for index, piece in enumerate(rest):
-            last = index == len(rest) - 1
-            output = Output(
-                piece.text,
-                tuple(piece.token_ids),
-                answer.prompt_tokens,
-                answer.finish_reason if last else None,
-                tuple(piece.logprobs),
-            )
-            await self.add(output)
+        try:
+            for index, piece in enumerate(rest):
+                last = index == len(rest) - 1
+                reason = answer.finish_reason if last else None
+                token_ids, logprobs = tuple(piece.token_ids), tuple(piece.logprobs)
+                await self.add(Output(piece.text, token_ids, answer.prompt_tokens, reason, logprobs))
+        finally:
+            await self.publish()
         await self.enter(DONE)
         return answer.finish_reason
 

@@ -7,6 +7,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from feed.memory import MemoryFeed
+from jobs.errors import ResultTooLarge
 from jobs.stages import DONE
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.attempt import Attempt
@@ -143,6 +144,18 @@ async def test_a_progress_report_that_repeats_a_lost_output_is_not_overtaken_by_
     await asyncio.gather(entering, publishing)
     log = Log(feed)
     await log.until("ab")
+    await log.close()
+
+
+async def test_an_answer_of_the_cache_that_is_too_large_is_published_as_far_as_it_fits() -> None:
+    feed = MemoryFeed()
+    attempt, log = await of_an_attempt(feed, FOREVER), Log(feed)
+    attempt.max_output_bytes = 3
+    pieces = [internal_pb2.CachedPiece(text=text, token_ids=[number]) for number, text in enumerate("abcd")]
+    with pytest.raises(ResultTooLarge):
+        await attempt.replay(internal_pb2.CachedAnswer(pieces=pieces))
+    assert attempt.output.text == b"abc"
+    await log.until("abc")
     await log.close()
 
 
