@@ -1,4 +1,4 @@
-"""The files of a tenant that its ledger has counted of late, so that gateways together keep a quota of files.
+"""The files of a tenant that its ledger has counted recently, so that gateways together keep a quota of files.
 
 Temporal lists the files of a tenant, but shows a change after a moment. Gateways find room in that list and in what the
 ledger has counted since. Of two that have found the same room, the ledger accepts the first: the second does not know
@@ -17,7 +17,7 @@ _KEPT: Final = timedelta(minutes=2)
 
 
 class CountedFiles:
-    """The files that were counted of late, by id."""
+    """The files that were counted recently, by id."""
 
     def __init__(self, files: Iterable[internal_pb2.CountedFile] = (), version: int = 0) -> None:
         self._files = {file.file_id: file for file in files}

@@ -26,7 +26,7 @@ class Publishes(Protocol):
 
 
 class ReportThrottle:
-    """Counts the attempts of a worker, stretches their intervals, and has them publish what they hold back."""
+    """Counts the attempts of a worker, stretches their intervals, and publishes what they hold back."""
 
     def __init__(self, output_records_per_second: float = math.inf, output_interval: float = 0.0) -> None:
         """`output_records_per_second` limits the records of output of all attempts together, where they are many.
@@ -65,7 +65,7 @@ class ReportThrottle:
         return max(self._output_interval, self._attempts / self._output_rate)
 
     def publish_later(self, attempt: Publishes) -> None:
-        """Have an attempt publish after `output_seconds` at most, together with others that hold output back."""
+        """Schedule an attempt's publish() within `output_seconds`, together with others that hold output back."""
         self._holding.add(attempt)
         if self._publishing is None or self._publishing.done():
             self._publishing = asyncio.create_task(self._publish_held())

@@ -1,4 +1,4 @@
-"""The files that a ledger has counted of late."""
+"""The files that a ledger has counted recently."""
 
 from datetime import UTC, datetime, timedelta
 

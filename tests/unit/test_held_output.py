@@ -105,7 +105,7 @@ async def test_what_is_held_back_is_published_though_no_more_comes() -> None:
 
 
 async def test_tokens_of_a_provider_that_goes_on_are_not_held_back() -> None:
-    """Temporal is told how much of its response there is."""
+    """Temporal learns how much of its response was published."""
     feed = MemoryFeed()
     attempt, log = await of_an_attempt(feed, FOREVER), Log(feed)
     attempt.provider_response.response_id = "resp_1"
