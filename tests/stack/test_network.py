@@ -10,7 +10,11 @@ from tests.support.network import NoNetwork, network
 
 _HOLD = """
 import asyncio
+import signal
 from tests.support.network import network
+
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def hold():
     async with network() as net:
