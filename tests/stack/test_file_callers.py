@@ -222,7 +222,8 @@ async def test_uploads_that_race_at_two_gateways_keep_the_quota(stack: Stack, ca
         one, other = stubs
         for file_id in accepted[:2]:
             await delete(one, file_id)
-        assert (await upload(other, new_file(), bytes(200))).committed_bytes == 200
+        freed = new_file(file={"ref": common_pb2.FileRef(size_bytes=200)})
+        assert (await upload(other, freed, bytes(200))).committed_bytes == 200
         assert await refusal(upload(one, new_file(), b"1")) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
 
 

@@ -130,7 +130,9 @@ class FileQuotas:
             sizes = await self._sizes(tenant)
             results = [self._room(tenant, sizes, one) for one in asked]
             taken = {one.file_id: sizes[one.file_id] for one, why in zip(asked, results, strict=True) if why is None}
-            if not taken or await self._count(known, taken):
+            # A refusal asks the ledger, too: another gateway may have deleted a file since.
+            asks = any(why is None or not why.never for why in results)
+            if not asks or await self._count(known, taken):
                 return results
 
     def _room(self, tenant: str, sizes: dict[str, int], asked: _Asked) -> _Refused | None:

@@ -1,0 +1,72 @@
+"""The quotas of files at several gateways, which share a ledger."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+from opentelemetry.metrics import NoOpMeter
+
+from llm_pb import file_pb2, internal_pb2
+from services.gateway.errors import ApiError
+from services.gateway.files.quotas import FileQuotas
+from services.gateway.files.reader import FileReader
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.tenants import TenantSettings
+from workflows.counted_files import CountedFiles
+
+
+class Ledger:
+    """Temporal's client with the ledger of one tenant, and the files that Temporal lists."""
+
+    def __init__(self) -> None:
+        self._files = CountedFiles()
+        self.updates = 0
+        self.concurrent = 0
+        self.most = 0
+
+    def get_workflow_handle(self, _: str) -> "Ledger":
+        return self
+
+    async def execute_update(
+        self, _: str, request: internal_pb2.CountFilesRequest, **__: Any
+    ) -> internal_pb2.CountFilesResponse:
+        self.updates += 1
+        self.concurrent += 1
+        self.most = max(self.most, self.concurrent)
+        await asyncio.sleep(0)
+        self.concurrent -= 1
+        return self._files.count(request, "ledger", datetime.now(UTC))
+
+    async def all_of(self, _: str) -> AsyncIterator[file_pb2.File]:
+        nothing: list[file_pb2.File] = []
+        for file in nothing:
+            yield file
+
+
+def gateway(ledger: Ledger, **limits: int) -> FileQuotas:
+    tenants = {"acme": TenantSettings(**limits)}
+    return FileQuotas(
+        cast("Any", ledger), "queue", cast("FileReader", ledger), tenants, GatewayMetrics(NoOpMeter("test"), tenants)
+    )
+
+
+async def test_a_file_that_one_gateway_has_deleted_is_free_at_another_at_once() -> None:
+    """The other one knows from the ledger that the file was taken, and has to ask it whether the file is gone."""
+    ledger = Ledger()
+    one, other = (gateway(ledger, max_files=1) for _ in range(2))
+    await one.take("acme", "a", 5)
+    with pytest.raises(ApiError):
+        await other.take("acme", "b", 5)
+    await one.give_back("acme", "a")
+    await other.take("acme", "b", 5)
+    with pytest.raises(ApiError):
+        await one.take("acme", "c", 5)
+
+
+async def test_what_never_fits_is_refused_without_the_ledger() -> None:
+    ledger = Ledger()
+    with pytest.raises(ApiError):
+        await gateway(ledger, max_file_bytes=4).take("acme", "a", 5)
+    assert not ledger.updates
