@@ -70,3 +70,16 @@ async def test_what_never_fits_is_refused_without_the_ledger() -> None:
     with pytest.raises(ApiError):
         await gateway(ledger, max_file_bytes=4).take("acme", "a", 5)
     assert not ledger.updates
+
+
+async def test_deletions_that_come_together_take_two_updates() -> None:
+    """Temporal refuses the eleventh update of a workflow that is in flight."""
+    ledger = Ledger()
+    quotas = gateway(ledger, max_files=100)
+    ids = [f"file-{number}" for number in range(30)]
+    await asyncio.gather(*(quotas.take("acme", id_, 1) for id_ in ids))
+    before, ledger.most = ledger.updates, 0
+    await asyncio.gather(*(quotas.give_back("acme", id_) for id_ in ids))
+    assert ledger.updates - before <= 2
+    assert ledger.most == 1
+    await gateway(ledger, max_files=1).take("acme", "new", 1)

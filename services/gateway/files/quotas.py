@@ -14,12 +14,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from temporalio.client import Client
-from temporalio.service import RPCError
 
-from encryption import KeysUnavailable
 from jobs.ids import files_ledger_workflow_id
 from llm_pb import file_pb2, internal_pb2, llm_pb2
-from payload_converter import PayloadError
 from runtime.group_commit import CommitError, GroupCommit, TooManyWaitingError
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
@@ -64,6 +61,7 @@ class _Known:
 
     ledger: Ledger
     takes: GroupCommit[_Asked, _Refused | None]
+    gone: GroupCommit[str, None]
     sizes: dict[str, int] = field(default_factory=dict)
     """By id, as Temporal lists them."""
     looked_at: float | None = None
@@ -97,6 +95,7 @@ class FileQuotas:
             name: _Known(
                 Ledger(client, workflow_queue, files_ledger_workflow_id(name), 0),
                 GroupCommit(partial(self._take, name), max_group=_MAX_GROUP, max_waiting=MAX_WAITING),
+                GroupCommit(partial(self._give_back, name), max_group=_MAX_GROUP, max_waiting=MAX_WAITING),
             )
             for name in self._tenants
         }
@@ -173,9 +172,14 @@ class FileQuotas:
             known.sizes.pop(file_id, None)
             known.counted.pop(file_id, None)
             try:
-                await self._count(known, {file_id: 0}, gone=True)
-            except (TimeoutError, RPCError, PayloadError, KeysUnavailable) as error:
+                async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
+                    await known.gone.add(file_id)
+            except (TimeoutError, CommitError, TooManyWaitingError) as error:
                 _log.warning("the ledger of the files of %s does not know that one is gone: %r", tenant, error)
+
+    async def _give_back(self, tenant: str, file_ids: Sequence[str]) -> Sequence[None]:
+        await self._count(self._known[tenant], dict.fromkeys(file_ids, 0), gone=True)
+        return [None] * len(file_ids)
 
     async def of(self, tenant: str) -> llm_pb2.FilesQuota | None:
         """Return the quota of a tenant, None without one. Raises like take()."""
