@@ -1101,7 +1101,7 @@ class LedgerState(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
-        """The files that were counted of late: see CountFilesRequest."""
+        """The files that were counted recently: see CountFilesRequest."""
 
     def __init__(
         self,
@@ -1348,7 +1348,7 @@ Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
 @_typing.final
 class CountFilesRequest(_message.Message):
     """Input of the update CountFiles of LLMLedgerWorkflow: a gateway has found room for some files in what Temporal lists of the tenant
-    and in what the ledger has counted of late.
+    and in what the ledger has counted recently.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1401,7 +1401,7 @@ class CountFilesResponse(_message.Message):
     """The version of what was counted last."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
-        """What was counted of late and the gateway does not know, the files of the request included. A file that was counted longer ago than
+        """What was counted recently and the gateway does not know, the files of the request included. A file that was counted longer ago than
         2 min is not here: Temporal lists it.
         """
 

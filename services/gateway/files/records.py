@@ -45,7 +45,7 @@ from store.store import Store, StoreUnavailable
 _log = logging.getLogger(__name__)
 _MIN_TTL: Final = timedelta(minutes=1)
 _COMMIT_TIME: Final = timedelta(seconds=30)
-_TOO_MANY_SEGMENTS: Final = "came in too many small parts for one file; upload it anew, with more data in each call"
+_TOO_MANY_SEGMENTS: Final = "came in too many small parts for one file; upload it again, with more data in each call"
 _RETRY_SECONDS: Final = 0.2
 
 
