@@ -149,11 +149,11 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError("Lease takes one LeaseRequest")
         self._updates += 1
-        if request.workflow_id in self._released and workflow.patched(names.PATCH_RELEASED_LEASES):
-            # It has ended while this was under way, and nothing would free a slot soon.
-            return internal_pb2.LeaseResponse()
         if not self._lease_of(request) and self._check_is_due():
             await self._check()
+        if request.workflow_id in self._released and workflow.patched(names.PATCH_RELEASED_LEASES):
+            # It has ended while this or the check was under way, and nothing would free a slot soon.
+            return internal_pb2.LeaseResponse()
         id_ = request.workflow_id
         slot = self._slots.get(id_, Slot(workflow.now(), 0, request.used_tokens))
         self._count(max(request.used_tokens - slot.settled, 0))
