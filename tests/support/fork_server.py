@@ -83,9 +83,7 @@ def _serve(control: socket.socket) -> tuple[int, int]:
             if key.fileobj is not control:
                 pid, answers = key.data
                 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                # A test that was cut off reads no answer. The other services go on.
-                with suppress(BrokenPipeError):
-                    os.write(answers, f"{status}\n".encode())
+                _answer(answers, status)
                 selector.unregister(key.fd)
                 os.close(key.fd)
                 os.close(answers)
@@ -104,8 +102,14 @@ def _serve(control: socket.socket) -> tuple[int, int]:
             os.setpgid(pid, pid)
             os.close(request)
             os.close(log)
-            os.write(answers, f"{pid}\n".encode())
+            _answer(answers, pid)
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, answers))
+
+
+def _answer(answers: int, number: int) -> None:
+    # A test that was cut off reads no answer. The other services go on.
+    with suppress(BrokenPipeError):
+        os.write(answers, f"{number}\n".encode())
 
 
 def _become(request: int, log: int) -> None:
