@@ -39,12 +39,11 @@ from tests.support.schedules import ended, new_schedule, trigger, until
 from tests.support.stacks import stack_settings
 
 FOLDER = ROOT / "docs" / "images"
-SIZE = {"width": 900, "height": 600}
 JOBS = (
     ("alice", "summary", "Return the", {"max_tokens": 60}),
     ("bob", "nightly-4", "Set the", {"max_tokens": 40}),
     ("alice", "docs", "Return the item that", {"max_tokens": 120, "temperature": 0.2}),
-    ("carol", "review-31", "def close(self):", {"max_tokens": 260, "temperature": 0.4}),
+    ("carol", "review-30", "Raise an error if", {"max_tokens": 80, "temperature": 0.4}),
 )
 
 
@@ -67,22 +66,31 @@ async def take() -> None:
     with_pipelines = {"gateway": {"PYTHONPATH": WITH_PIPELINES["gateway"]["PYTHONPATH"]}}
     async with running_stack("torch", with_pipelines) as (stack, stub):
         for user, request, prompt, params in JOBS:
-            job = llm_pb2.JobRequest(
-                user_id=user, request_id=request, model="docstrings", prompt=prompt, labels={"team": "search"}
-            )
-            for name, value in params.items():
-                setattr(job.params, name, value)
-            seen = await run_job(stub, job)
+            await run_job(stub, _named(user, request, prompt, params=params))
+        late = _named("bob", "nightly-5", "Set the", params={"max_tokens": 2000}, timeouts={"total": {"seconds": 3}})
+        await run_job(stub, late)
+        longest = {"max_tokens": 2000, "temperature": 0.4}
+        cancelled = await stub.Submit(llm_pb2.SubmitRequest(job=_named("carol", "draft", "Open the", params=longest)))
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=cancelled.workflow_id))
+        job = _named("alice", "review-31", "def close(self):", params=longest)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
         base = f"http://{stack.address('http')}"
-        async with running_browser() as browser, new_page(browser, base, [], viewport=SIZE) as page:
-            await page.goto(f"/console/jobs/{seen.final.status.workflow_id}")
+        async with running_browser() as browser, new_page(browser, base, []) as page:
+            await page.goto(f"/console/jobs/{id_}")
+            await page.wait_for_selector(r"#output:text-matches('(\\S+\\s+){40}')")
             await page.screenshot(path=FOLDER / "console-job.png")
             await page.emulate_media(color_scheme="dark")
             await page.goto("/console/")
-            await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
+            await page.wait_for_selector(f"[data-key='{cancelled.workflow_id}'] .state-cancelled")
             await page.screenshot(path=FOLDER / "console-list.png")
+            await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
             await page.emulate_media(color_scheme="light")
             await _take_article(stack, page)
+
+
+def _named(user: str, request: str, prompt: str, **changes: Any) -> llm_pb2.JobRequest:
+    """Return a job of the small model, of a team."""
+    return new_job(prompt, user_id=user, request_id=request, labels={"team": "search"}, **changes)
 
 
 async def _take_article(stack: Stack, page: Any) -> None:
@@ -91,7 +99,6 @@ async def _take_article(stack: Stack, page: Any) -> None:
         stub = PipelineServiceStub(channel)
         request = new_pipeline("article", StringValue(value="rain"), user_id="alice", request_id="rain")
         id_ = (await submit_pipeline(stub, request)).pipeline_id
-        await page.set_viewport_size(SIZES["desktop"])
         await page.goto(f"/console/pipelines/{id_}")
         await page.wait_for_selector("#tree [data-key='parts/1/draft'] .state-running")
         await page.screenshot(path=FOLDER / "console-pipeline.png", full_page=True)
