@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from durable_llm._batches import AsyncBatches
     from durable_llm._client import AsyncClient, Outcome
     from durable_llm._files import AsyncFiles
-    from durable_llm._job import AsyncJob, Piece
+    from durable_llm._job import AsyncJob
     from durable_llm._pipelines import AsyncPipelines
     from durable_llm._retrying_stub import FINAL_STATES, is_last
     from durable_llm._sync import Client, Job
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from durable_llm._sync_files import Files
     from durable_llm._sync_pipelines import Pipelines
     from durable_llm.errors import ApiError, DurableLLMError, JobError
-    from durable_llm.output import Output
+    from durable_llm.output import Output, Piece
     from durable_llm.retry import RetryPolicy
     from llm_pb.batch_pb2 import BatchItem, BatchRequest, BatchStatus
     from llm_pb.file_pb2 import File
@@ -68,7 +68,7 @@ _NAMES: Final = {
     "durable_llm._batches": ("AsyncBatches",),
     "durable_llm._client": ("AsyncClient", "Outcome"),
     "durable_llm._files": ("AsyncFiles",),
-    "durable_llm._job": ("AsyncJob", "Piece"),
+    "durable_llm._job": ("AsyncJob",),
     "durable_llm._pipelines": ("AsyncPipelines",),
     "durable_llm._retrying_stub": ("FINAL_STATES", "is_last"),
     "durable_llm._sync": ("Client", "Job"),
@@ -76,7 +76,7 @@ _NAMES: Final = {
     "durable_llm._sync_files": ("Files",),
     "durable_llm._sync_pipelines": ("Pipelines",),
     "durable_llm.errors": ("ApiError", "DurableLLMError", "JobError"),
-    "durable_llm.output": ("Output",),
+    "durable_llm.output": ("Output", "Piece"),
     "durable_llm.retry": ("RetryPolicy",),
     "llm_pb.batch_pb2": ("BatchItem", "BatchRequest", "BatchStatus"),
     "llm_pb.file_pb2": ("File",),

@@ -4,33 +4,13 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import timedelta
 
 from durable_llm._error import DurableLLMError
 from durable_llm._retrying_stub import RetryingStub, is_last
 from durable_llm._statuses import from_outcome
-from durable_llm.output import Output
+from durable_llm.output import Output, Piece
 from llm_pb import common_pb2, llm_pb2
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a job's output."""
-
-    text: str
-    """The text, in whole characters."""
-    offset: int
-    """Where the text begins in the output, in UTF-8 bytes."""
-    rewind: bool
-    """Whether the job had to start over from the offset: drop the output from there on, then add the text."""
-    resume_token: str
-    """The token with which AsyncJob.stream continues after this piece. Empty from a gateway of an earlier version."""
-    logprobs: Sequence[llm_pb2.TokenLogprobs] = ()
-    """The log probabilities of the piece's tokens, if the job asks for them: see OutputDelta in llm.proto.
-
-    The last piece may have no text, only those of the tokens after all text.
-    """
 
 
 class AsyncJob:

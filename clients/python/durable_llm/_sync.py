@@ -19,13 +19,14 @@ from durable_llm._client import (
     MapWindow,
     Outcome,
 )
-from durable_llm._job import AsyncJob, Piece
+from durable_llm._job import AsyncJob
 from durable_llm._requests import job_request, read_job
 from durable_llm._sync_batches import Batches
 from durable_llm._sync_call import Call
 from durable_llm._sync_files import Files
 from durable_llm._sync_pipelines import Pipelines
 from durable_llm._sync_schedules import Schedules
+from durable_llm.output import Piece
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 

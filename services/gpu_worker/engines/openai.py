@@ -9,14 +9,12 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
 from jobs.errors import EngineDead, EngineFailed, InvalidJob, UnsupportedParams
 from llm_pb import internal_pb2, llm_pb2
@@ -24,6 +22,7 @@ from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.engines.openai_background import Background
 from services.gpu_worker.engines.openai_errors import as_job_errors, charged, name_in
+from services.gpu_worker.engines.openai_options import OpenAIOptions
 from services.gpu_worker.engines.openai_silence import answer_of, until_silent
 from services.gpu_worker.engines.openai_transport import PIECES_OF_A_TOKEN, ask_for_models, provider_client
 
@@ -32,35 +31,6 @@ _SILENCE_SECONDS: Final = 600
 _REASONS: Final = {"stop": llm_pb2.FINISH_REASON_STOP, "length": llm_pb2.FINISH_REASON_LENGTH}
 _OF_OPENAI: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _OF_VLLM: Final = ("top_k", "min_p", "min_tokens", "repetition_penalty")
-
-
-class OpenAIOptions(BaseModel):
-    """The openai engine's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_url: HttpUrl
-    """Where the provider's API begins, "/v1" included."""
-    context_tokens: int = Field(ge=2)
-    """Maximum number of tokens of prompt and output together, which a provider does not tell."""
-    api_key_file: Path | None = None
-    """A file with the key, which is read for each request. Default: the environment variable OPENAI_API_KEY."""
-    dialect: Literal["openai", "vllm"] = "openai"
-    """Whether the provider knows vLLM's parameters as well: top_k, min_p, min_tokens, repetition_penalty, regex and
-    choice."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """The name of the field that bounds the output."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """More members of each request."""
-    background: bool = False
-    """Whether the provider runs jobs as responses in the background, which go on while a worker is gone. It needs the
-    API of responses, with background, stream and starting_after. A provider that knows vLLM's parameters (dialect vllm)
-    takes those that this API lacks, seed and stop among them."""
-    first_seconds: float = Field(240, gt=0)
-    """Maximum time without a message of the provider until its first piece of output. Less than
-    GPU_WORKER_PREFILL_TIMEOUT, beyond which the worker counts as hung."""
-    silence_seconds: float = Field(50, gt=0)
-    """Maximum time without a message of the provider after that. Less than GPU_WORKER_DECODE_TIMEOUT."""
 
 
 class OpenAIEngine:

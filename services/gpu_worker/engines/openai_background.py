@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import openai
 
@@ -17,11 +17,9 @@ from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import CannotContinue, Generation, Output
 from services.gpu_worker.engines.openai_errors import as_job_errors, charged, name_in
+from services.gpu_worker.engines.openai_options import OpenAIOptions
 from services.gpu_worker.engines.openai_silence import answer_of, until_silent
 from services.gpu_worker.engines.openai_transport import PIECES_OF_A_TOKEN, log
-
-if TYPE_CHECKING:
-    from services.gpu_worker.engines.openai import OpenAIOptions
 
 _OF_RESPONSES: Final = ("temperature", "top_p")
 _OF_VLLM: Final = (
@@ -50,7 +48,7 @@ class _Lost(EngineFailed):
 class Background:
     """Generates by responses in the background."""
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str, options: "OpenAIOptions", dead: asyncio.Event) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, model: str, options: OpenAIOptions, dead: asyncio.Event) -> None:
         self._client = client
         self._model = model
         self._options = options
@@ -221,7 +219,7 @@ class _Place:
         return told if type(told) is int and 0 <= told <= self._context_tokens else 0
 
 
-def response_request(job: llm_pb2.JobRequest, room: int, options: "OpenAIOptions") -> dict[str, Any]:
+def response_request(job: llm_pb2.JobRequest, room: int, options: OpenAIOptions) -> dict[str, Any]:
     """Return the members of a job's response. Raises UnsupportedParams for what the dialect cannot say."""
     params = job.params
     messages = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in job.messages]
