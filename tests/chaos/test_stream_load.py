@@ -146,14 +146,18 @@ async def test_a_reader_that_stops_reading_costs_little_and_holds_nobody_up(load
         # The stream's result may come without the output while stopped readers use up the streams' budget of bytes.
         look = llm_pb2.GetStatusRequest(workflow_id=id_)
         assert beside.output == (await loaded.stub.GetStatus(look)).result.output.encode()
-        for reader in slow:
-            assert (await reader.rest()).output == beside.output
+        # All read at once: a reader that waited for its turn might stop for longer than GATEWAY_STALL_TIMEOUT allows.
+        for seen in await asyncio.gather(*(reader.rest() for reader in slow)):
+            assert seen.output == beside.output
 
 
 async def timed(loaded: Loaded, id_: str) -> tuple[Seen, float]:
-    """Watch a job, and return what was seen with the seconds from the first output to the end."""
+    """Watch a job, and return what was seen with the seconds from the first output to the end.
+
+    The call has no deadline: how long a busy machine takes for this many tokens is not promised.
+    """
     seen, since = Seen(), 0.0
-    async for message in loaded.stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+    async for message in loaded.stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
         seen.add(message)
         since = since or (time.monotonic() if message.HasField("delta") else 0.0)
     assert seen.states[-1] == "SUCCEEDED"
@@ -168,7 +172,7 @@ class StoppedReader:
             stack.address("gateway"), options=[("grpc.use_local_subchannel_pool", 1)]
         )
         request = llm_pb2.StreamStatusRequest(workflow_id=id_)
-        self._messages = aiter(LlmServiceStub(self._channel).StreamStatus(request, timeout=120))
+        self._messages = aiter(LlmServiceStub(self._channel).StreamStatus(request))
         self._seen = Seen()
 
     async def __aenter__(self) -> "StoppedReader":
