@@ -60,8 +60,8 @@ test-long: $(DEV)/.installed ## Run the tests that make test leaves out because 
 	$(DEV)/bin/python -m pytest -m "long and not vllm" -n 2 --dist loadfile
 
 .PHONY: check
-check: lint ## Run lint, and the tests of units and of contracts without servers of others (S3, KMS, PostgreSQL, Kafka, a NATS cluster): under a minute
-	$(DEV)/bin/python -m pytest -m "not vllm and not long and not server" -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick tests/contract tests/unit
+check: lint ## Run lint, and the tests of units and of contracts without torch and servers of others (S3, KMS, PostgreSQL, Kafka, a NATS cluster): under a minute
+	$(DEV)/bin/python -m pytest -m "not vllm and not long and not server and not heavy" -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick tests/contract tests/unit
 
 # Each in an environment of its own, because their versions collide.
 .PHONY: test-clients

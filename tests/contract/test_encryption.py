@@ -558,6 +558,7 @@ async def test_a_deleted_key_that_is_restored_stays_deleted(keys: Keys) -> None:
     assert keys.store.read(slot) is not None
 
 
+@pytest.mark.heavy
 async def test_keys_that_are_added_at_once_are_all_kept(keys: Keys) -> None:
     """A data key that the second one's writer dropped would be unreadable for ever."""
     added = await asyncio.gather(*(command("turn", **keys.environment) for _ in range(6)))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from services.gpu_worker.engines.torch import TorchEngine
     from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions
 
+pytestmark = pytest.mark.heavy
 MODEL = str(ROOT / "models" / "docstrings")
 CONFIG = EngineConfig(MODEL, 3, {"device": "cpu", "threads": 1, "context_tokens": 512, "prefill_tokens": 8})
 

@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 NAMES = [
     "simulated",
-    "torch",
+    pytest.param("torch", marks=pytest.mark.heavy),
     pytest.param(
         "vllm",
         marks=[

@@ -231,6 +231,7 @@ async def test_a_provider_that_sends_no_image_fails_the_attempt(
     await engine.close()
 
 
+@pytest.mark.heavy
 async def test_the_engine_diffusers_says_what_it_lacks() -> None:
     if importlib.util.find_spec("diffusers"):
         pytest.skip("diffusers is installed")

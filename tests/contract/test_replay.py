@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def replayer(*workflows: type, runner: WorkflowRunner = SANDBOX, runtime: Runtim
     return Replayer(workflows=workflows, data_converter=data_converter, workflow_runner=runner, runtime=runtime)
 
 
+async def each(histories: Iterable[WorkflowHistory]) -> AsyncIterator[WorkflowHistory]:
+    for history in histories:
+        yield history
+
+
 def test_every_outcome_is_recorded() -> None:
     assert {path.name.partition(".")[0] for path in RECORDED} >= set(OUTCOMES)
 
@@ -102,11 +108,30 @@ def registered() -> None:
     load_pipelines()
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-async def test_a_recorded_history_replays(path: Path) -> None:
-    history = read(path)
-    started = history.events[0].workflow_execution_started_event_attributes
-    await replayer(BY_TYPE[started.workflow_type.name]).replay_workflow(history)
+@functools.cache
+def recorded() -> dict[str, dict[str, tuple[str, WorkflowHistory]]]:
+    """Return the names and the histories of all files, by the type of the workflow and the id of the run."""
+    found: dict[str, dict[str, tuple[str, WorkflowHistory]]] = {}
+    for path in RECORDED:
+        history = read(path)
+        started = history.events[0].workflow_execution_started_event_attributes
+        found.setdefault(started.workflow_type.name, {})[history.run_id] = (path.stem, history)
+    return found
+
+
+def test_every_recorded_history_is_of_a_workflow_of_the_gateway() -> None:
+    assert {*recorded()} <= {*BY_TYPE}
+    assert sum(map(len, recorded().values())) == len(RECORDED), "two histories have the same run id"
+
+
+@pytest.mark.parametrize("workflow_type", BY_TYPE)
+async def test_the_recorded_histories_replay(workflow_type: str) -> None:
+    """One replayer for all, because it loads the workflow's modules into the sandbox before it replays anything."""
+    of_type = recorded().get(workflow_type, {})
+
+    histories = each(history for _, history in of_type.values())
+    results = await replayer(BY_TYPE[workflow_type]).replay_workflows(histories, raise_on_replay_failure=False)
+    assert not {of_type[run_id][0]: failure for run_id, failure in results.replay_failures.items()}
 
 
 async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
@@ -160,8 +185,7 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, paths: list[Pa
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
     replaying = replayer(workflow_class, *WORKFLOWS[1:], runner=UnsandboxedWorkflowRunner(), runtime=runtime)
-    for path in paths:
-        await replaying.replay_workflow(read(path))
+    await replaying.replay_workflows(each(read(path) for path in paths))
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted
 
 

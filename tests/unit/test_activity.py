@@ -432,7 +432,7 @@ async def of_one_whose_result_gets_too_large(_: Engine, feed: MemoryFeed) -> llm
         of_one_that_continues,
         of_one_that_starts_over,
         of_one_that_cannot_begin,
-        of_one_whose_result_gets_too_large,
+        pytest.param(of_one_whose_result_gets_too_large, marks=pytest.mark.heavy),
     ],
 )
 async def test_the_feed_holds_the_partial_result_of_an_attempt(

@@ -200,6 +200,7 @@ async def test_a_trained_model_has_no_revision_but_its_files(tmp_path: Path) -> 
     assert len(found) == 2
 
 
+@pytest.mark.heavy
 def test_a_worker_that_stops_does_not_wait_for_its_weights(tmp_path: Path) -> None:
     """To read so many would take many minutes."""
     with (tmp_path / "weights").open("wb") as file:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import asyncio, os, time
 import uvloop
@@ -26,6 +28,7 @@ with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 """
 
 
+@pytest.mark.heavy
 def test_a_handler_of_forks_that_waits_for_ever_stops_no_step() -> None:
     """As gRPC's and Python's own do, now and then, where another thread holds their lock while the process forks."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STORE_")}

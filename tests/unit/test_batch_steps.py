@@ -110,6 +110,7 @@ async def writers(feed: MemoryFeed, chunk: int) -> list[str]:
     return found[:-1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("crashes", "fault", "is_last"),
     # The process ends for a reason that is not known: by an exception, or before it runs any code of ours.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from services.trainer.training import TrainedModel, TrainingRun
 
 
+pytestmark = pytest.mark.heavy
 ADAPTER = Adapter(rank=4, alpha=8, dropout=0.1, modules=("down_proj", "q_proj"))
 
 
