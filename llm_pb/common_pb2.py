@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13llm_pb/common.proto\x12\x06llm.v1\x1a\x1egoogle/protobuf/duration.proto\"\xaf\x01\n\x06\x42udget\x12#\n\routput_tokens\x18\x01 \x01(\x03R\x0coutputTokens\x12#\n\rprompt_tokens\x18\x02 \x01(\x03R\x0cpromptTokens\x12:\n\x0b\x65ngine_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nengineTime\x12\x1f\n\x0b\x63ost_micros\x18\x04 \x01(\x03R\ncostMicros\"x\n\x07\x46ileRef\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1d\n\nmedia_type\x18\x04 \x01(\tR\tmediaType\"\xaa\x01\n\nWorkCounts\x12\x14\n\x05total\x18\x01 \x01(\x03R\x05total\x12\x18\n\x07running\x18\x02 \x01(\x03R\x07running\x12\x1c\n\tsucceeded\x18\x03 \x01(\x03R\tsucceeded\x12\x16\n\x06\x66\x61iled\x18\x04 \x01(\x03R\x06\x66\x61iled\x12\x1c\n\tcancelled\x18\x05 \x01(\x03R\tcancelled\x12\x18\n\x07\x65xpired\x18\x06 \x01(\x03R\x07\x65xpired\"\x9a\x02\n\x05Usage\x12#\n\rprompt_tokens\x18\x01 \x01(\x03R\x0cpromptTokens\x12\x30\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\x03R\x12\x63\x61\x63hedPromptTokens\x12#\n\routput_tokens\x18\x03 \x01(\x03R\x0coutputTokens\x12#\n\rwasted_tokens\x18\x04 \x01(\x03R\x0cwastedTokens\x12:\n\x0b\x65ngine_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\nengineTime\x12$\n\x0b\x63ost_micros\x18\x06 \x01(\x03H\x00R\ncostMicros\x88\x01\x01\x42\x0e\n\x0c_cost_micros*\x84\x01\n\x08JobClass\x12\x19\n\x15JOB_CLASS_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_CLASS_HIGH\x10\x01\x12\x16\n\x12JOB_CLASS_STANDARD\x10\x02\x12\x18\n\x14JOB_CLASS_BACKGROUND\x10\x03\x12\x17\n\x13JOB_CLASS_SCHEDULED\x10\x04\x42!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13llm_pb/common.proto\x12\x06llm.v1\x1a\x1egoogle/protobuf/duration.proto\"\xaf\x01\n\x06\x42udget\x12#\n\routput_tokens\x18\x01 \x01(\x03R\x0coutputTokens\x12#\n\rprompt_tokens\x18\x02 \x01(\x03R\x0cpromptTokens\x12:\n\x0b\x65ngine_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nengineTime\x12\x1f\n\x0b\x63ost_micros\x18\x04 \x01(\x03R\ncostMicros\"x\n\x07\x46ileRef\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1d\n\nmedia_type\x18\x04 \x01(\tR\tmediaType\"\xcd\x01\n\nWorkCounts\x12\x14\n\x05total\x18\x01 \x01(\x03R\x05total\x12\x18\n\x07running\x18\x02 \x01(\x03R\x07running\x12\x1c\n\tsucceeded\x18\x03 \x01(\x03R\tsucceeded\x12\x16\n\x06\x66\x61iled\x18\x04 \x01(\x03R\x06\x66\x61iled\x12\x1c\n\tcancelled\x18\x05 \x01(\x03R\tcancelled\x12\x18\n\x07\x65xpired\x18\x06 \x01(\x03R\x07\x65xpired\x12!\n\x0cneeds_answer\x18\x07 \x01(\x03R\x0bneedsAnswer\"\x9a\x02\n\x05Usage\x12#\n\rprompt_tokens\x18\x01 \x01(\x03R\x0cpromptTokens\x12\x30\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\x03R\x12\x63\x61\x63hedPromptTokens\x12#\n\routput_tokens\x18\x03 \x01(\x03R\x0coutputTokens\x12#\n\rwasted_tokens\x18\x04 \x01(\x03R\x0cwastedTokens\x12:\n\x0b\x65ngine_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\nengineTime\x12$\n\x0b\x63ost_micros\x18\x06 \x01(\x03H\x00R\ncostMicros\x88\x01\x01\x42\x0e\n\x0c_cost_micros*\x84\x01\n\x08JobClass\x12\x19\n\x15JOB_CLASS_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_CLASS_HIGH\x10\x01\x12\x16\n\x12JOB_CLASS_STANDARD\x10\x02\x12\x18\n\x14JOB_CLASS_BACKGROUND\x10\x03\x12\x17\n\x13JOB_CLASS_SCHEDULED\x10\x04\x42!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_pb.common_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006llm.v1P\001Z\014llm/v1;llmv1\252\002\006Llm.V1'
-  _globals['_JOBCLASS']._serialized_start=822
-  _globals['_JOBCLASS']._serialized_end=954
+  _globals['_JOBCLASS']._serialized_start=857
+  _globals['_JOBCLASS']._serialized_end=989
   _globals['_BUDGET']._serialized_start=64
   _globals['_BUDGET']._serialized_end=239
   _globals['_FILEREF']._serialized_start=241
   _globals['_FILEREF']._serialized_end=361
   _globals['_WORKCOUNTS']._serialized_start=364
-  _globals['_WORKCOUNTS']._serialized_end=534
-  _globals['_USAGE']._serialized_start=537
-  _globals['_USAGE']._serialized_end=819
+  _globals['_WORKCOUNTS']._serialized_end=569
+  _globals['_USAGE']._serialized_start=572
+  _globals['_USAGE']._serialized_end=854
 # @@protoc_insertion_point(module_scope)

@@ -169,6 +169,7 @@ class WorkCounts(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
+    NEEDS_ANSWER_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All pieces."""
     running: _builtins.int
@@ -181,6 +182,8 @@ class WorkCounts(_message.Message):
     """Those that ended in JOB_STATE_CANCELLED, or were cancelled before they began."""
     expired: _builtins.int
     """Those that ended in JOB_STATE_TIMED_OUT, or had not begun when their time was over."""
+    needs_answer: _builtins.int
+    """Those of the running ones that wait for an answer: steps of a pipeline in STEP_STATE_NEEDS_ANSWER."""
     def __init__(
         self,
         *,
@@ -190,10 +193,11 @@ class WorkCounts(_message.Message):
         failed: _builtins.int = ...,
         cancelled: _builtins.int = ...,
         expired: _builtins.int = ...,
+        needs_answer: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "expired", b"expired", "failed", b"failed", "running", b"running", "succeeded", b"succeeded", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "expired", b"expired", "failed", b"failed", "needs_answer", b"needs_answer", "running", b"running", "succeeded", b"succeeded", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

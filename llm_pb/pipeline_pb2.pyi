@@ -55,7 +55,7 @@ class _StepStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepState.V
     STEP_STATE_UNSPECIFIED: _StepState.ValueType  # 0
     """Never sent."""
     STEP_STATE_RUNNING: _StepState.ValueType  # 2
-    """The step runs. LlmService reports whether its job waits for a worker."""
+    """The step runs. LlmService reports whether its job waits for a worker, and StepStatus.queued whether another step does."""
     STEP_STATE_NEEDS_ANSWER: _StepState.ValueType  # 3
     """The step waits for AnswerStep: see question."""
     STEP_STATE_SUCCEEDED: _StepState.ValueType  # 5
@@ -71,7 +71,7 @@ class StepState(_StepState, metaclass=_StepStateEnumTypeWrapper):
 STEP_STATE_UNSPECIFIED: StepState.ValueType  # 0
 """Never sent."""
 STEP_STATE_RUNNING: StepState.ValueType  # 2
-"""The step runs. LlmService reports whether its job waits for a worker."""
+"""The step runs. LlmService reports whether its job waits for a worker, and StepStatus.queued whether another step does."""
 STEP_STATE_NEEDS_ANSWER: StepState.ValueType  # 3
 """The step waits for AnswerStep: see question."""
 STEP_STATE_SUCCEEDED: StepState.ValueType  # 5
@@ -958,6 +958,7 @@ class StepStatus(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path: names in a-z, 0-9, _ and -, with "/" between them: "rounds/2/critique". Unique in its pipeline, and the same in every
     message about the step. At most 100 characters. Empty: the root, which is the pipeline.
@@ -976,6 +977,10 @@ class StepStatus(_message.Message):
     """The question that the step asks of who calls AnswerStep. At most 1024 bytes. Empty for other steps."""
     kind: Global___StepKind.ValueType
     """What the step is. Set from its begin on."""
+    queued: _builtins.bool
+    """Whether the step waits for a worker: one that runs code of the operator's or trains, and that no worker has at the moment. Of the
+    moment, as `training`.
+    """
     @_builtins.property
     def counts(self) -> _common_pb2.WorkCounts:
         """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step. Those of a pipeline are
@@ -1029,10 +1034,11 @@ class StepStatus(_message.Message):
         question: _builtins.str = ...,
         kind: Global___StepKind.ValueType = ...,
         training: Global___TrainingProgress | None = ...,
+        queued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "training", b"training", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "kind", b"kind", "path", b"path", "question", b"question", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "training", b"training", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "kind", b"kind", "path", b"path", "question", b"question", "queued", b"queued", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "training", b"training", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

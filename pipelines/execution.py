@@ -18,7 +18,6 @@ with workflow.unsafe.imports_passed_through():
     from jobs.ids import MAX_JOB_ID
     from jobs.pipelines import (
         BUDGET_SPENT,
-        ENDED_STEPS,
         MAX_PATH,
         MAX_QUESTION_BYTES,
         TOTAL_TIMEOUT,
@@ -299,10 +298,10 @@ class Execution:
         if not node.answer_id:
             node.answer_id = request.answer_id
             self._answers[request.path] = request.approved
-            step = self.tree.change(request.path)
-            if step.state not in ENDED_STEPS:
-                step.state = pipeline_pb2.STEP_STATE_RUNNING
-            step.summary_json = '{"approved": true}' if request.approved else '{"approved": false}'
+            self.tree.answered(request.path)
+            self.tree.change(request.path).summary_json = (
+                '{"approved": true}' if request.approved else '{"approved": false}'
+            )
         return node.step
 
     def record(self) -> internal_pb2.PipelineRecord:

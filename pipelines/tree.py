@@ -96,6 +96,14 @@ class Tree:
             raise StepFailed(path, failure(TOO_MANY_STEPS, message))
         step = self.change(path)
         step.state, step.question = pipeline_pb2.STEP_STATE_NEEDS_ANSWER, question
+        self._count_above(path, "needs_answer", 1)
+
+    def answered(self, path: str) -> None:
+        """Note that a step has its answer, or that nobody can answer it any more."""
+        step = self.change(path)
+        if step.state == pipeline_pb2.STEP_STATE_NEEDS_ANSWER:
+            step.state = pipeline_pb2.STEP_STATE_RUNNING
+            self._count_above(path, "needs_answer", -1)
 
     def end(
         self,
@@ -106,6 +114,7 @@ class Tree:
         error: status_pb2.Status | None = None,
     ) -> None:
         """Note that a step has ended."""
+        self.answered(path)
         step = self.change(path)
         step.state = state
         step.usage.CopyFrom(usage)
@@ -139,6 +148,10 @@ class Tree:
         step.start_time.FromDatetime(now)
         self._nodes[path] = internal_pb2.PipelineNode(step=step, number=len(self._nodes))
         self._touch(path)
+
+    def _count_above(self, path: str, field: str, more: int) -> None:
+        for above in parents(path):
+            self._count(above, field, more)
 
     def _count(self, path: str, field: str, more: int) -> None:
         if (status := self._status(path)) is not None:

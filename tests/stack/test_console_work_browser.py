@@ -123,7 +123,7 @@ async def test_a_person_watches_a_pipeline_grow_and_answers_it(
     complaints: list[str] = []
     async with new_page(browser, f"http://{stack.address('http')}", complaints) as page:
         await page.goto("/console/pipelines?user_id=browser-pipeline")
-        await page.wait_for_selector(f"[data-key='{id_}'] .state-running")
+        await page.wait_for_selector(f"[data-key='{id_}'] .state-needs-answer")
         await check(page)
         await page.click(f"[data-key='{id_}'] a")
         await page.wait_for_selector("#tree .state-needs-answer")

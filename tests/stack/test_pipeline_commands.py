@@ -90,6 +90,7 @@ async def test_a_step_is_answered_and_a_pipeline_left_and_cancelled(stack: Stack
     assert await process.wait() == 130
     assert f"durable-llm pipeline watch {left} --cursor " in said
     assert "May I" in (await cli(stack, "tree", answered)).output
+    assert "RUNNING, needs an answer" in (await cli(stack, "ls", "--user", "piper")).output
     assert (await cli(stack, "answer", answered, "review/approve", "--no")).output.startswith("review/approve ")
     ended = await cli(stack, "watch", answered, "-q")
     assert (ended.status, json.loads(ended.output)["value"]) == (0, "not approved")

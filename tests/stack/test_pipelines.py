@@ -99,6 +99,8 @@ async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any)
     waits = lambda seen: path in seen.steps and seen.steps[path].state == NEEDS_ANSWER  # noqa: E731
     seen = await follow(pipelines, id_, until=waits)
     assert seen.steps[path].question == "May I generate from 'this'?"
+    assert seen.steps["review"].counts.needs_answer == 1
+    assert (await get(pipelines, id_)).status.root.counts.needs_answer == 1
     assert await refusal(answer(pipelines, id_, "other", "a", approved=True)) == ("NOT_FOUND", names.STEP_NOT_FOUND)
     refused = await refusal(answer(pipelines, id_, "review", "a", approved=True))
     assert refused == ("FAILED_PRECONDITION", names.STEP_NOT_WAITING)
@@ -109,6 +111,7 @@ async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any)
     assert (await answer(pipelines, id_, path, "a", approved=True)).state == SUCCEEDED
     assert await refusal(answer(pipelines, id_, path, "b", approved=False)) == ("ALREADY_EXISTS", names.STEP_ANSWERED)
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert not seen.status.root.counts.needs_answer
     assert reason_of(seen.status.root.error) == "ENGINE_FAILED"
     assert reason_of(seen.steps["optional"].error) == "INVALID_JOB"
     states = {path: step.state for path, step in seen.steps.items() if "/" in path or path in ("first", "second")}
@@ -197,9 +200,15 @@ async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipeline
 
     spec = Struct()
     spec.update({"text": "hello", "queue": "shouters"})
+    id_ = (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id
+    # It says that no worker has it.
+    queued = lambda seen: "shout" in seen.steps and seen.steps["shout"].queued  # noqa: E731
+    seen = await follow(pipelines, id_, until=queued)
+    assert (await get(pipelines, id_)).steps[0].queued
     async with Worker(temporal, task_queue="shouters", activities=[shout]):
-        seen = await follow(pipelines, (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id)
+        seen = await follow(pipelines, id_, known=seen)
     assert seen.result is not None
+    assert not seen.steps["shout"].queued
     assert text_of(seen.result) == "HELLO"
     assert not seen.steps["shout"].workflow_id
     seen = await follow(pipelines, (await submit(pipelines, new_pipeline("broken", spec))).pipeline_id)

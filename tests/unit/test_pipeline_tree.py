@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from jobs.pipelines import MAX_NODES, MAX_STEPS
-from llm_pb import pipeline_pb2
+from llm_pb import common_pb2, pipeline_pb2
 from pipelines import StepFailed
 from pipelines.tree import Tree
 
@@ -37,6 +37,21 @@ def test_a_step_that_nobody_can_see_asks_nothing() -> None:
     with pytest.raises(StepFailed) as failed:
         tree.ask(f"s{MAX_NODES}", "May I?")
     assert failed.value.reason == "TOO_MANY_STEPS"
+
+
+def test_who_waits_for_an_answer_is_counted_until_it_is_there_or_nobody_waits_any_more() -> None:
+    tree = new_tree(0)
+    for path in ("a/1", "a/2"):
+        tree.begin(path, NOW)
+        tree.ask(path, "May I?")
+    group = tree.node("a")
+    assert group is not None
+    assert group.step.counts.needs_answer == 2
+    tree.answered("a/1")
+    tree.end("a/1", pipeline_pb2.STEP_STATE_SUCCEEDED, NOW, common_pb2.Usage())
+    assert group.step.counts.needs_answer == 1
+    tree.end("a/2", pipeline_pb2.STEP_STATE_CANCELLED, NOW, common_pb2.Usage())
+    assert group.step.counts.needs_answer == 0
 
 
 def test_a_pipeline_within_a_pipeline_has_shorter_paths() -> None:

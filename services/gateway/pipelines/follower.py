@@ -115,7 +115,7 @@ class PipelineFollower:
         """Read what running steps report, once a second while there is one that does."""
         while True:
             changed = self.changed
-            if any(is_live(self.status, node) for node in self.nodes.values()):
+            if any(is_live(node) for node in self.nodes.values()):
                 await self._read_live(live)
                 await asyncio.sleep(_LIVE)
             else:
@@ -128,7 +128,7 @@ class PipelineFollower:
         except (ApiError, RPCError) as error:
             _log.info("cannot read the steps of %s: %r", self._id, error)
             return
-        found = await live.read(description, self.status, self.nodes.values())
+        found = await live.read(description, self.nodes.values())
         if found != self.live:
             self.live = found
             self._wake()

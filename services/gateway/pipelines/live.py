@@ -1,4 +1,6 @@
-"""What steps that run report between two changes of their pipeline's tree: counts of batches, progress of trainings.
+"""What steps that run report between two changes of their pipeline's tree.
+
+These are the counts of batches, the progress of trainings, and whether an activity waits for a worker.
 
 It is read from Temporal where somebody looks, so that it costs the pipeline no event.
 """
@@ -10,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
@@ -19,7 +23,6 @@ from jobs import names
 from jobs.pipelines import ENDED_STEPS
 from llm_pb import internal_pb2, pipeline_pb2
 from payload_converter import PayloadError
-from pipelines.training import TRAIN, TRAINING
 from services.gateway.batches.reader import BatchReader
 from services.gateway.errors import ApiError
 from services.gateway.scopes import gateway_for
@@ -32,7 +35,7 @@ _PATIENCE: Final = timedelta(seconds=2)
 _MAX_KNOWN: Final = 1000
 """Maximum number of batches whose last counts are kept."""
 Live = Mapping[int, pipeline_pb2.StepStatus]
-"""What is known of steps that run, by the numbers of their nodes: messages with nothing but counts and training."""
+"""What is known of steps that run, by the numbers of their nodes: messages with nothing but that."""
 
 
 class LiveSteps:
@@ -46,25 +49,23 @@ class LiveSteps:
         self._known: OrderedDict[str, pipeline_pb2.StepStatus] = OrderedDict()
         """The last counts of batches, by id."""
 
-    async def read(
-        self,
-        description: WorkflowExecutionDescription,
-        status: pipeline_pb2.PipelineStatus,
-        nodes: Iterable[internal_pb2.PipelineNode],
-    ) -> Live:
+    async def read(self, description: WorkflowExecutionDescription, nodes: Iterable[internal_pb2.PipelineNode]) -> Live:
         """Return what the steps of a pipeline that was just described report.
 
         A batch that does not answer has its last counts. It is left out if none are known.
         """
-        running = [node for node in nodes if is_live(status, node)]
+        running = [node for node in nodes if is_live(node)]
         batches = [node for node in running if node.step.kind == pipeline_pb2.STEP_KIND_BATCH][:MAX_BATCHES]
         steps = await asyncio.gather(*(self._of_batch(node.step.workflow_id) for node in batches))
         found = {node.number: step for node, step in zip(batches, steps, strict=True) if step is not None}
-        for node in running:
-            if node.step.kind == pipeline_pb2.STEP_KIND_ACTIVITY:
-                training = await self._of_training(description)
-                if training is not None:
-                    found[node.number] = pipeline_pb2.StepStatus(training=training)
+        activities = [node for node in running if node.step.kind == pipeline_pb2.STEP_KIND_ACTIVITY]
+        if activities:
+            # Both are in the order in which they began.
+            items = description.raw_description.pending_activities
+            pending = sorted(items, key=lambda item: (len(item.activity_id), item.activity_id))
+            if len(pending) == len(activities):
+                for node, item in zip(activities, pending, strict=True):
+                    found[node.number] = await self._of_activity(description.id, item)
         return found
 
     async def _of_batch(self, batch_id: str) -> pipeline_pb2.StepStatus | None:
@@ -83,35 +84,29 @@ class LiveSteps:
             self._known.popitem(last=False)
         return step
 
-    async def _of_training(self, description: WorkflowExecutionDescription) -> pipeline_pb2.TrainingProgress | None:
-        pending = description.raw_description.pending_activities
-        beats = [
-            item.heartbeat_details.payloads for item in pending if item.activity_type.name == names.ACTIVITY_TRAIN_MODEL
-        ]
-        if not beats or not beats[0]:
-            return None
-        try:
-            beat, *_ = await self._converter.decode(beats[0], [internal_pb2.TrainingHeartbeat])
-        except (PayloadError, KeysUnavailable) as error:
-            _log.info("%s tells no progress: %r", description.id, error)
-            return None
-        return pipeline_pb2.TrainingProgress(
-            step=beat.step,
-            steps=beat.steps,
-            loss=beat.loss,
-            tokens_per_second=beat.tokens_per_second,
-            checkpoint_step=beat.checkpoint_step,
-        )
+    async def _of_activity(self, pipeline_id: str, pending: PendingActivityInfo) -> pipeline_pb2.StepStatus:
+        step = pipeline_pb2.StepStatus(queued=pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED)
+        beats = pending.heartbeat_details.payloads
+        if pending.activity_type.name == names.ACTIVITY_TRAIN_MODEL and beats:
+            try:
+                beat, *_ = await self._converter.decode(beats, [internal_pb2.TrainingHeartbeat])
+            except (PayloadError, KeysUnavailable) as error:
+                _log.info("%s tells no progress: %r", pipeline_id, error)
+                return step
+            step.training.step, step.training.steps = beat.step, beat.steps
+            step.training.loss, step.training.tokens_per_second = beat.loss, beat.tokens_per_second
+            step.training.checkpoint_step = beat.checkpoint_step
+        return step
 
 
-def is_live(status: pipeline_pb2.PipelineStatus, node: internal_pb2.PipelineNode) -> bool:
+def is_live(node: internal_pb2.PipelineNode) -> bool:
     """Return whether a step runs and reports something meanwhile."""
     step = node.step
     if step.state in ENDED_STEPS:
         return False
     if step.kind == pipeline_pb2.STEP_KIND_BATCH:
         return bool(step.workflow_id)
-    return status.name == TRAINING and step.path == TRAIN
+    return step.kind == pipeline_pb2.STEP_KIND_ACTIVITY
 
 
 def with_live(node: internal_pb2.PipelineNode, live: Live) -> pipeline_pb2.StepStatus:

@@ -50,7 +50,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         description = await self._reader.describe(current_caller(), request.pipeline_id)
         await link_call(description)
         record = await self._reader.record_of(description)
-        live = await self._live.read(description, record.status, record.nodes)
+        live = await self._live.read(description, record.nodes)
         below = f"{request.path}/"
         steps = [
             with_live(node, live)

@@ -44,6 +44,8 @@ class Node:
     @property
     def words(self) -> str:
         """How the step stands, in words."""
+        if self.step.queued:
+            return "Queued"
         return words_of(pipeline_pb2.StepState, self.step.state, "STEP_STATE_")
 
     @property
@@ -109,6 +111,8 @@ class PipelineView:
         self.final = status.state in FINAL_STATES
         self.state_name = name_of(llm_pb2.JobState, status.state)
         self.words = state(status.state)
+        if status.root.counts.needs_answer and not self.final:
+            self.words = words_of(pipeline_pb2.StepState, pipeline_pb2.STEP_STATE_NEEDS_ANSWER, "STEP_STATE_")
         self.done = status.root.counts.total - status.root.counts.running
         """Number of steps that have ended."""
         self.problem = problem_of(status.root.error) if status.root.HasField("error") else None

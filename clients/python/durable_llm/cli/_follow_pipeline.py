@@ -117,7 +117,7 @@ def described(step: "StepStatus", name: str, *, kind: bool = False) -> str:
     from llm_pb.pipeline_pb2 import StepKind, StepState
 
     state = name_of(StepState, step.state, "STEP_STATE_")
-    parts = [name, state]
+    parts = [name, f"{state}, waits for a worker" if step.queued else state]
     if kind and step.kind > StepKind.STEP_KIND_GROUP:
         parts.append(name_of(StepKind, step.kind, "STEP_KIND_").lower())
     if step.HasField("training"):
@@ -137,11 +137,14 @@ def error_of(step: "StepStatus") -> str:
 
 
 def state_of(status: "PipelineStatus") -> str:
-    """Return the name of the state of a pipeline, and whether a cancel was requested."""
+    """Return the name of the state of a pipeline, whether it needs an answer, and whether a cancel was requested."""
     from llm_pb.llm_pb2 import JobState
 
-    requested = ", cancel requested" if status.cancel_requested and not status.root.HasField("end_time") else ""
-    return name_of(JobState, status.state, "JOB_STATE_") + requested
+    words = [name_of(JobState, status.state, "JOB_STATE_")]
+    if not status.root.HasField("end_time"):
+        words += ["needs an answer"] if status.root.counts.needs_answer else []
+        words += ["cancel requested"] if status.cancel_requested else []
+    return ", ".join(words)
 
 
 def as_fields(message: Any) -> dict[str, Any]:
