@@ -25,7 +25,7 @@ from tests.support.jobs import Seen, new_job, run_job, watch
 from tests.support.stacks import FAST, stack_settings
 from tests.support.watchers import watch_in_pieces, when_output_reaches
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 TOKENS = 300
 PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
 

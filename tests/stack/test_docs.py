@@ -44,12 +44,15 @@ from tests.support.jobs import unpack
 from tests.support.paths import ROOT
 from tests.support.scrapes import get
 
-PAGES = [
-    path
-    for path in sorted(ROOT.rglob("*.md"))
-    if path.name != "CHANGELOG.md"
-    and not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
-]
+
+def pages() -> Iterator[Path]:
+    """Yield the pages of the repository. Folders of installed packages, which are large, are not read."""
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
+        yield from (Path(folder, name) for name in files if name.endswith(".md") and name != "CHANGELOG.md")
+
+
+PAGES = sorted(pages())
 """Pages that describe the present state."""
 PATH = r"`([\w.-]*\w(?:/[\w.*-]+)+/?|\w[\w.-]*/)`"
 NOT_OURS = {

@@ -1,11 +1,12 @@
 """Starts services by forking a process that has imported them, for a tenth of the processor time.
 
-    python -m tests.support.fork_server SOCKET
+    python -m tests.support.fork_server SOCKET [MODULE ...]
 
 The suite starts several hundred services, and the imports of one take over a second. This server imports all of them
 once for a test process, and has one thread. For each request it forks, reports the process id, and later the exit
-status. It ends with the test process. All other programs are executed as always, and so are services on other systems
-than Linux. The tests of what is installed, of `make up` and of `make demo` execute the services, too.
+status. It ends with the test process. GPU workers with the torch engine have a server of their own, because torch takes
+six seconds more. All other programs are executed as always, and so are services on other systems than Linux. The
+tests of what is installed, of `make up` and of `make demo` execute the services, too.
 """
 
 import asyncio
@@ -31,7 +32,9 @@ from deploy.local.process import Started, execute
 
 SERVICES: Final = ("services.codec", "services.gateway", "services.gpu_worker", "services.http", "services.notifier")
 _ROOT: Final = Path(__file__).parents[2]
-_servers: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
+_TORCH_ENGINE: Final = "services.gpu_worker.engines.torch"
+_servers: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
+"""The servers, by what each has imported as well as the services."""
 
 
 class _Forked:
@@ -49,8 +52,10 @@ async def start(
     """Start a program as execute() does, and a service by a fork."""
     if sys.platform != "linux" or tuple(command[:2]) != (sys.executable, "-m") or command[2] not in SERVICES:
         return await execute(command, environment, working_dir, log)
-    if not _servers:
-        _servers.append(_start_server())
+    is_torch = command[2] == "services.gpu_worker" and environment.get("GPU_WORKER_ENGINE") == "torch"
+    modules = (_TORCH_ENGINE,) if is_torch else ()
+    if modules not in _servers:
+        _servers[modules] = _start_server(modules)
     answers = asyncio.StreamReader()
     reading, writing = os.pipe()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -58,16 +63,16 @@ async def start(
     )
     request = os.memfd_create("request")
     os.write(request, json.dumps([command[2:], dict(environment), str(working_dir)]).encode())
-    socket.send_fds(_servers[0][0], [b"\0"], [request, log.fileno(), writing])
+    socket.send_fds(_servers[modules][0], [b"\0"], [request, log.fileno(), writing])
     os.close(request)
     os.close(writing)
     return _Forked(int(await answers.readline()), answers)
 
 
-def _start_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _start_server(modules: Sequence[str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, its = socket.socketpair()
     with its:
-        command = (sys.executable, "-m", __name__, str(its.fileno()))
+        command = (sys.executable, "-m", __name__, str(its.fileno()), *modules)
         server = subprocess.Popen(
             command, cwd=_ROOT, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, process_group=0
         )
@@ -134,8 +139,8 @@ def _become(request: int, log: int) -> None:
 
 def main() -> None:
     """Serve, and in each new process run the service."""
-    for service in SERVICES:
-        importlib.import_module(f"{service}.__main__")
+    for module in (*(f"{service}.__main__" for service in SERVICES), *sys.argv[2:]):
+        importlib.import_module(module)
     # A collection would write to all pages that the processes share.
     gc.collect()
     gc.freeze()
