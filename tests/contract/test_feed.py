@@ -408,8 +408,10 @@ async def test_an_encrypted_feed_reads_records_in_clear_and_of_several_keys(tmp_
     await store.append("job", record(0))
     for number, month in enumerate(months, 1):
         writer = EncryptedFeed(store, Encryption(keys.data_keys(lambda month=month: month)))  # type: ignore[misc]
-        await writer.append("job", record(2 * number - 1))
-        await writer.append("job", record(2 * number))
+        for offset in (2 * number - 1, 2 * number):
+            # It waits for the key only so long.
+            while not await writer.sync("job", record(offset)):
+                pass
     assert await read(EncryptedFeed(store, keys.encryption()), "job", 7) == list(range(7))
 
 

@@ -161,7 +161,7 @@ async def test_the_end_of_a_job_waits_for_the_store(one: Files) -> None:
     with one.store_away():
         await when_output_reaches(one.stub, id_, len(undisturbed.output))
         one.worker_of(status).signal(signal.SIGKILL)
-        await until(lambda: has_attempt(one, id_, 2))
+        await until(lambda: waits_again(one, id_))
         assert not watching.done()
     seen = await watching
     assert seen.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.final.status.error
@@ -169,9 +169,10 @@ async def test_the_end_of_a_job_waits_for_the_store(one: Files) -> None:
     await assert_is_file(one, seen)
 
 
-async def has_attempt(one: Files, id_: str, number: int) -> bool:
+async def waits_again(one: Files, id_: str) -> bool:
+    """Return whether a later attempt has generated all. A busy machine loses more than one: their heartbeats are late."""
     status = (await one.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=PATIENCE)).status
-    return bool(status.attempt == number and status.progress.stage == "done")
+    return bool(status.attempt > 1 and status.progress.stage == "done")
 
 
 async def test_a_cancelled_and_a_failed_job_keep_their_large_outputs(one: Files) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import itertools
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -94,8 +95,8 @@ async def until_gone(stub: Any, file_id: str) -> None:
 
 
 def objects(store: Path) -> set[Path]:
-    """Return the files in the folder of a store."""
-    return {path for path in store.rglob("*") if path.is_file()}
+    """Return the files in the folder of a store, from which files and folders may vanish meanwhile."""
+    return {Path(folder, name) for folder, _, names in os.walk(store) for name in names}
 
 
 async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
