@@ -170,7 +170,7 @@ async def test_the_end_of_a_job_waits_for_the_store(one: Files) -> None:
 
 
 async def waits_again(one: Files, id_: str) -> bool:
-    """Return whether a later attempt has generated all. A busy machine loses more than one: their heartbeats are late."""
+    """Return whether a later attempt has generated all. A busy machine may lose several: heartbeats are late."""
     status = (await one.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=PATIENCE)).status
     return bool(status.attempt > 1 and status.progress.stage == "done")
 
