@@ -1,11 +1,10 @@
 """What the code of a pipeline calls: its steps."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, overload
 
 from temporalio import workflow
 
@@ -26,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
     from pipelines.errors import StepFailed, contained
     from pipelines.registry import request_of
 
+from pipelines.calls import call_each, call_in_turn
 from pipelines.execution import Execution
 from pipelines.files import JSON_LINES, Files
 from pipelines.nested import run_batch, run_pipeline
@@ -152,18 +152,56 @@ class Pipeline:
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
             return result.images[0]
 
+    @overload
     async def map(
-        self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", *, limit: int = 10
-    ) -> list[_R]:
+        self,
+        name: str,
+        items: Sequence[_T],
+        function: "Callable[[Pipeline, _T], Awaitable[_R]]",
+        *,
+        limit: int = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> list[_R]: ...
+
+    @overload
+    async def map(
+        self,
+        name: str,
+        items: Sequence[_T],
+        function: "Callable[[Pipeline, _T], Awaitable[_R]]",
+        *,
+        limit: int = ...,
+        return_exceptions: bool,
+    ) -> list[_R | Exception]: ...
+
+    async def map(
+        self,
+        name: str,
+        items: Sequence[_T],
+        function: "Callable[[Pipeline, _T], Awaitable[_R]]",
+        *,
+        limit: int = 10,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
         """Call a function for each item, at most `limit` at the same time, and return the results in their order.
 
         The function gets a pipeline whose steps are below `<name>/<number of the item>`. If it raises an error, the
-        other calls are cancelled, and map() raises the error: a function that catches StepFailed keeps the rest.
+        other calls are cancelled, and map() raises the error. With `return_exceptions`, as that of asyncio.gather(),
+        the error is the result of the item instead, and the other calls go on.
         Raises ValueError for a `limit` below 1, and StepFailed with TOO_MANY_STEPS, before the first call, for more
         items than the pipeline may still begin steps.
         """
         if limit < 1:
             raise ValueError(f"limit must be 1 or more, not {limit}")
+
+        async def call(number: int, item: _T) -> _R | Exception:
+            try:
+                return await contained(function(self.within(f"{name}/{number}"), item))
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                return error
+
         left = self._execution.tree.left
         if len(items) > min(limit, left) and workflow.patched(names.PATCH_WIDE_MAPS):
             if len(items) > left and not self._execution.compensating:
@@ -171,28 +209,8 @@ class Pipeline:
                     f"{len(items)} items, and {left} of {MAX_STEPS} steps are left: split the items among pipelines"
                 )
                 raise StepFailed(self._path(name), failure(TOO_MANY_STEPS, message))
-            return await self._map_wide(name, items, function, limit)
-        turns = asyncio.Semaphore(limit)
-
-        async def call(number: int, item: _T) -> _R:
-            async with turns:
-                return await contained(function(self.within(f"{name}/{number}"), item))
-
-        return await _all_or_none(call(number, item) for number, item in enumerate(items))
-
-    async def _map_wide(
-        self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", limit: int
-    ) -> list[_R]:
-        """Do the same with `limit` tasks: to begin and to cancel one for each of thousands takes a task too long."""
-        results: dict[int, _R] = {}
-        left = iter(enumerate(items))
-
-        async def call_next() -> None:
-            for number, item in left:
-                results[number] = await contained(function(self.within(f"{name}/{number}"), item))
-
-        await _all_or_none(call_next() for _ in range(min(limit, len(items))))
-        return [results[number] for number in range(len(items))]
+            return await call_in_turn(call, items, limit)
+        return await call_each(call, items, limit)
 
     async def batch(
         self,
@@ -269,17 +287,6 @@ class Pipeline:
 
     def _path(self, name: str) -> str:
         return f"{self._below}{name}"
-
-
-async def _all_or_none(coroutines: Iterable[Coroutine[Any, Any, _R]]) -> list[_R]:
-    """Run coroutines as tasks, and return their results. If one raises an error, cancel the others and raise it."""
-    calls = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return [*await asyncio.gather(*calls)]
-    finally:
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
 
 
 def _is_json(result: llm_pb2.JobResult) -> bool:

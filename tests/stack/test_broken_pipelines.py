@@ -42,6 +42,18 @@ async def test_whatever_the_code_raises_its_pipeline_alone_ends(pipelines: Any) 
     assert "SystemExit: scripted" in (await ended(pipelines, "raising", "code exit")).status.root.error.message
 
 
+@pytest.mark.parametrize("limit", [1, 4])
+async def test_a_map_may_keep_what_succeeds(pipelines: Any, limit: int) -> None:
+    """An error is the result of its item, in its place, whether all items begin at once or in turn."""
+    id_ = (await submit(pipelines, new_pipeline("partial", Int32Value(value=limit)))).pipeline_id
+    seen = await follow(pipelines, id_)
+    made = StringValue()
+    assert seen.result is not None, seen.status.root.error
+    assert seen.result.value.Unpack(made)
+    assert made.value == "written, StepFailed, KeyError, written"
+    assert (seen.status.root.counts.succeeded, seen.status.root.counts.failed) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("how", "state"), [("fail", llm_pb2.JOB_STATE_FAILED), ("return", llm_pb2.JOB_STATE_SUCCEEDED)]
 )

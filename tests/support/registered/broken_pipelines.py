@@ -76,3 +76,18 @@ async def dozing(llm: Pipeline, what: StringValue) -> StringValue:
     await llm.generate("first", model="docstrings", prompt="x", max_tokens=1)
     time.sleep(3)  # noqa: ASYNC251
     return what
+
+
+@pipeline("partial", Int32Value, StringValue)
+async def partial(llm: Pipeline, limit: Int32Value) -> StringValue:
+    """Keep what succeeds of four parts: the second is refused, and the code of the third fails."""
+
+    async def write(part: Pipeline, model: str) -> str:
+        if not model:
+            raise KeyError("scripted")
+        await part.generate("write", model=model, prompt="x", max_tokens=1)
+        return "written"
+
+    models = ["docstrings", "no-such-model", "", "docstrings"]
+    made = await llm.map("parts", models, write, limit=limit.value, return_exceptions=True)
+    return StringValue(value=", ".join(part if isinstance(part, str) else type(part).__name__ for part in made))
