@@ -31,6 +31,8 @@ _DYNAMIC_CONFIG: Final = {
     # A workflow is deleted when the queues have noted that its last tasks are done: every 30 s by default.
     "history.transferProcessorUpdateAckInterval": '"1s"',
     "history.visibilityProcessorUpdateAckInterval": '"1s"',
+    # By default the end of a workflow, written late, puts a deleted one back into the lists.
+    "history.visibilityProcessorEnsureCloseBeforeDelete": "true",
     # A queue is spread over four partitions by default, for many servers. One server only forwards tasks between them,
     # and users take turns in each partition for itself.
     "matching.numTaskqueueReadPartitions": "1",
