@@ -75,6 +75,12 @@ class Versions:
         self.stubs[build] = LlmServiceStub(channel), PipelineServiceStub(channel)
         return gateway
 
+    async def serving(self, build: str, code: str) -> tuple[Any, Any]:
+        """Start a gateway of the build unless an earlier test has, and return the stubs of its jobs and pipelines."""
+        if build not in self.gateways:
+            await self.start(build, code)
+        return self.stubs[build]
+
     async def set_current(self, build: str, deployment: str = DEPLOYMENT, queues: int = 4) -> None:
         """Set the current version, as an operator would, once its workers have polled so many queues.
 
@@ -150,8 +156,7 @@ async def accepted(stub: Any, **changes: Any) -> str:
 
 async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(versions: Versions, client: Client) -> None:
     """New code is deployed under both, under a load of jobs, and rolled back. Nothing is lost or runs twice."""
-    await versions.start("1.0", OLD)
-    jobs, pipelines = versions.stubs["1.0"]
+    jobs, pipelines = await versions.serving("1.0", OLD)
     early = await accepted(jobs)
     # There is no current version, so no worker has got the job.
     assert not await builds_of(client, early)
@@ -162,8 +167,7 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
     await waits(pipelines, waiting)
     # It waits for a worker all the time.
     idle = await accepted(jobs, model="idle")
-    await versions.start("1.1", NEW)
-    new_jobs, new_pipelines = versions.stubs["1.1"]
+    new_jobs, new_pipelines = await versions.serving("1.1", NEW)
     # At the build that is not current. An eager start would run there.
     at_next = await accepted(new_jobs)
     assert (await watch(new_jobs, at_next)).states[-1] == "SUCCEEDED"
@@ -233,10 +237,11 @@ async def stream_jobs(client: AsyncClient, stopped: asyncio.Event) -> list[llm_p
 @pytest.mark.long
 async def test_a_roll_out_under_load_fails_no_call_and_loses_no_attempt(versions: Versions) -> None:
     """Every worker and gateway is replaced while jobs stream. A pipeline first ends on its old code."""
+    _, pipelines = await versions.serving("1.0", OLD)
+    await versions.serving("1.1", NEW)
     old, new = (versions.gateways[build] for build in ("1.0", "1.1"))
     worker, surge = versions.stack.processes["gpu-worker"], versions.stack.add("gpu-worker")
     await versions.set_current("1.0")
-    pipelines = versions.stubs["1.0"][1]
     async with asyncio.timeout(PATIENCE):
         while True:
             waiting = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
@@ -276,7 +281,8 @@ async def test_a_roll_out_under_load_fails_no_call_and_loses_no_attempt(versions
 
 async def test_gpu_workers_may_have_versions_of_their_own(versions: Versions) -> None:
     """A worker gets jobs while its version is the current one, whatever the version of the workflow."""
-    stack, (jobs, pipelines) = versions.stack, versions.stubs["1.1"]
+    stack, (jobs, pipelines) = versions.stack, await versions.serving("1.1", NEW)
+    await versions.set_current("1.1")
     workers = {"": stack.processes["gpu-worker"]}
     for build in ("a", "b"):
         version = {"TEMPORAL_DEPLOYMENT_NAME": "gpu", "TEMPORAL_WORKER_BUILD_ID": build}
