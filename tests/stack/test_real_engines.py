@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -15,15 +17,30 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
 from services.gateway.model_settings import EMBEDDED_MODEL
+from tests.support.commands import run
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.engines import vllm_variable
+from tests.support.http_fronts import running_front
 from tests.support.jobs import assert_not_tried_again, new_job, run_job, unpack, until_output, watch
 from tests.support.pipelines import follow, submit
 from tests.support.scrapes import scrape, scrape_until
-from tests.support.stacks import stack_settings
+from tests.support.stacks import stack_settings, tool
+from tests.support.training import jsonl, sentences
 from tests.support.worlds import PAINTER, PAINTER_MODEL, leaves, world_of
 
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
+JOBS: dict[str, set[str]] = {
+    "refine": {"rounds/1/write", "rounds/1/critique", "edit"},
+    "world": leaves(characters=1, posts=1),
+    "training": set(),
+}
+"""Steps of the built-in pipelines that are jobs."""
+FIELDS = {
+    "refine": ("article", "rounds", "bestRound"),
+    "world": ("name", "description", "characters", "posts", "images"),
+    "training": ("model", "steps"),
+}
+"""What the small model's results have."""
 
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
@@ -210,3 +227,88 @@ async def test_a_world_of_a_real_model_has_texts_and_pictures(real_stack: Stack,
     assert world.posts[0].image.size_bytes
     assert {path for path, step in seen.steps.items() if step.workflow_id} == leaves(characters=1, posts=1)
     await painter.terminate()
+
+
+async def called(stack: Stack, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Call PipelineService by grpcurl, which knows the contract by reflection, and return the messages."""
+    arguments = ("-plaintext", "-max-time", "600", "-d", json.dumps(body), stack.address("gateway"))
+    ended = await run(tool("grpcurl"), *arguments, f"llm.v1.PipelineService/{method}")
+    assert ended.status == 0, ended.errors
+    messages, rest, decoder = [], ended.output.lstrip(), json.JSONDecoder()
+    while rest:
+        message, end = decoder.raw_decode(rest)
+        messages.append(message)
+        rest = rest[end:].lstrip()
+    return messages
+
+
+async def command(stack: Stack, *arguments: str) -> str:
+    """Run durable-llm, and return what it prints."""
+    words = (sys.executable, "-m", "durable_llm", *arguments)
+    ended = await run(*words, DURABLE_LLM_USER="alice", DURABLE_LLM_ADDRESS=stack.address("gateway"))
+    assert ended.status == 0, ended.errors
+    return ended.output
+
+
+async def refinement_spec(_: Stack, __: Path) -> dict[str, Any]:
+    return {"topic": "rain", "models": {"write": "docstrings"}, "maxRounds": 1}
+
+
+async def world_spec(stack: Stack, _: Path) -> dict[str, Any]:
+    painter = stack.add("gpu-worker", PAINTER)
+    await painter.start()
+    await painter.wait_ready()
+    timeouts = dict.fromkeys(("describe", "write", "image"), "600s")
+    sizes = {"characters": 1, "posts": 1, "seed": 3, "maxTokens": 1500}
+    models = {"models": {"describe": "docstrings"}, "imageModel": "painter"}
+    return {"theme": "a harbour in the fog", **models, **sizes, "stepTimeouts": timeouts}
+
+
+async def training_spec(stack: Stack, folder: Path) -> dict[str, Any]:
+    trainer = stack.add("trainer", {"TRAINER_DEVICE": "cpu"})
+    await trainer.start()
+    await trainer.wait_ready()
+    (folder / "days.jsonl").write_bytes(jsonl(sentences(60)))
+    file_id = (await command(stack, "files", "put", str(folder / "days.jsonl"))).strip()
+    sizes = {"steps": 3, "stepTokens": 256}
+    return {"baseModel": "docstrings", "model": "tuned", "dataset": {"fileId": file_id}, **sizes}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "spec_of"), [("refine", refinement_spec), ("world", world_spec), ("training", training_spec)]
+)
+async def test_a_built_in_pipeline_of_a_real_model_runs_by_grpcurl_and_is_seen_from_everywhere(
+    real_stack: Stack, engine: str, tmp_path: Path, name: str, spec_of: Any
+) -> None:
+    """The small model fills the forms. What it writes means nothing. The command and the console find the same run."""
+    if engine != "torch":
+        pytest.skip("the small model would fill the forms with white space")
+    spec = await spec_of(real_stack, tmp_path)
+    key = {"userId": "alice", "requestId": f"real-{name}"}
+    (started,) = await called(real_stack, "SubmitPipeline", {"pipeline": {**key, name: spec}})
+    id_ = started["status"]["pipelineId"]
+    assert id_ == f"llmpipe-alice-real-{name}"
+    messages = await called(real_stack, "StreamPipeline", {"pipelineId": id_})
+    last = messages[-1]
+    assert last["status"]["state"] == "JOB_STATE_SUCCEEDED", last
+    steps = {step["path"]: step for message in messages for step in message.get("steps", ())}
+    jobs = {path for path, step in steps.items() if step["kind"] == "STEP_KIND_JOB"}
+    result = last["result"]["value"]
+    assert jobs >= JOBS[name]
+    assert all(steps[path]["state"] == "STEP_STATE_SUCCEEDED" for path in jobs)
+    assert all(result.get(field) for field in FIELDS[name]), result
+
+    repeat = ("pipeline", "run", name, json.dumps(spec), "--request-id", f"real-{name}", "-q")
+    assert json.loads((await command(real_stack, *repeat)).splitlines()[-1]).items() <= result.items()
+    tree = await command(real_stack, "pipeline", "tree", id_)
+    assert tree.splitlines()[0] == f"{id_} SUCCEEDED"
+
+    async with running_front(real_stack) as front:
+        page = (await front.client.get(f"/console/pipelines/{id_}")).text
+        assert "state-succeeded" in page
+        for path in jobs:
+            link = f"/console/jobs/{quote(f'{id_}/{path}', safe='')}"
+            assert f'href="{link}"' in page
+            assert (await front.client.get(link)).status_code == 200
