@@ -53,19 +53,19 @@ async def forget_feed(feed_key: str = "", ledger: str = "", output_tokens: int =
 
 @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
 async def find_ended_jobs(request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
-    """Describe each of the jobs. See services.gateway.ledgers."""
+    """Describe each of the jobs. See services.gateway.quotas.ledgers."""
     raise NotImplementedError
 
 
 @activity.defn(name=names.ACTIVITY_LEASE_TOKENS)
 async def lease_tokens(request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
-    """Ask the ledger of the batch's tenant for output tokens. See services.gateway.ledgers."""
+    """Ask the ledger of the batch's tenant for output tokens. See services.gateway.quotas.ledgers."""
     raise NotImplementedError
 
 
 @activity.defn(name=names.ACTIVITY_STOP_JOB)
 async def stop_job(request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
-    """Ask an open job to stop, end the deliveries of a closed one. All steps are in services.gateway.deletion_steps."""
+    """Ask an open job to stop, end the deliveries of a closed one. All steps are in services.gateway.deletion.steps."""
     raise NotImplementedError
 
 
@@ -95,13 +95,13 @@ async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJ
 
 @activity.defn(name=names.ACTIVITY_DELETE_SCHEDULES)
 async def delete_schedules(request: internal_pb2.DeleteOwnedRequest) -> internal_pb2.DeleteOwnedResponse:
-    """Delete some schedules of a user, with their runs. See services.gateway.owned_deletion."""
+    """Delete some schedules of a user, with their runs. See services.gateway.deletion.owned."""
     raise NotImplementedError
 
 
 @activity.defn(name=names.ACTIVITY_DELETE_FILES)
 async def delete_files(request: internal_pb2.DeleteOwnedRequest) -> internal_pb2.DeleteOwnedResponse:
-    """Delete some files of a user, with their records. See services.gateway.owned_deletion."""
+    """Delete some files of a user, with their records. See services.gateway.deletion.owned."""
     raise NotImplementedError
 
 
@@ -113,7 +113,7 @@ async def remove_file(request: internal_pb2.RemoveFileRequest) -> None:
 
 @activity.defn(name=names.ACTIVITY_START_SCHEDULED_JOB)
 async def start_scheduled_job(request: internal_pb2.StartScheduledJobRequest) -> internal_pb2.ScheduledJob:
-    """Check and start the job of a schedule whose time has come. See services.gateway.scheduled_jobs."""
+    """Check and start the job of a schedule whose time has come. See services.gateway.schedules.jobs."""
     raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """The lease of a job that somebody has to watch.
 
-Gateways renew it by the signal Watched while a client watches the job: see services.gateway.watch_lease. Timers outlive
-every gateway, so the job is cancelled also when all of them have died.
+Gateways renew it by the signal Watched while a client watches the job: see services.gateway.streams.watch_lease.
+Timers outlive every gateway, so the job is cancelled also when all of them have died.
 """
 
 import asyncio

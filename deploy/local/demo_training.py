@@ -11,7 +11,7 @@ from deploy.local.errors import DemoFailed
 from deploy.local.stack import Stack
 from durable_llm import ApiError, AsyncClient
 from llm_pb import common_pb2, llm_pb2, pipeline_pb2
-from services.gateway.model_settings import EMBEDDED_MODEL
+from services.gateway.models.settings import EMBEDDED_MODEL
 
 KINDS: Final = ("temporal", "nats", "gateway", "gpu-worker", "trainer")
 """The processes that the demo needs."""

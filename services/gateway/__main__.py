@@ -13,9 +13,9 @@ from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from runtime.temporal_metrics import temporal_runtime
-from services.gateway.canaries import keeping_canaries
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.pipelines.catalogue import load_pipelines
+from services.gateway.schedules.canaries import keeping_canaries
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
 from services.gateway.workflow_worker import running_workflows

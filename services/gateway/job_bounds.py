@@ -4,7 +4,7 @@ from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.auth import Caller
 from runtime.grpc_auth import current_caller
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.settings import GatewaySettings
 

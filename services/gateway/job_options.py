@@ -4,7 +4,7 @@ from jobs import names
 from jobs.classes import class_of, queue_of
 from jobs.options import duration
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.settings import GatewaySettings
 
 

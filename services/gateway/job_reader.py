@@ -57,7 +57,7 @@ from services.gateway.job_record import (
     user_of,
 )
 from services.gateway.left_output import left_output
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from jobs.classes import NAMES, is_background
 from llm_pb import common_pb2
-from services.gateway.model_settings import Model
-from services.gateway.models import Models, background_queue
+from services.gateway.models.catalogue import Models, background_queue
+from services.gateway.models.settings import Model
 from services.gateway.pace import Pace
 
 _log = logging.getLogger(__name__)

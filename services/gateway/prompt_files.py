@@ -13,7 +13,7 @@ from runtime.auth import Caller
 from services.gateway.errors import FileNotFound
 from services.gateway.files.failures import store_errors
 from services.gateway.files.reader import FileReader
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from store.store import Store, StoredObject
 
 _FIELD: Final = "job.prompt_file"

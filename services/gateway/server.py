@@ -27,7 +27,7 @@ from services.gateway.batches.results import BatchStreams
 from services.gateway.batches.servicer import BatchServicer
 from services.gateway.batches.submission import BatchSubmission
 from services.gateway.cancel import JobCancellation
-from services.gateway.deletion_service import DeletionService
+from services.gateway.deletion.service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
@@ -42,7 +42,10 @@ from services.gateway.job_reader import JobReader
 from services.gateway.listing import JobListing
 from services.gateway.methods import SERVICES
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
+from services.gateway.models.queue_rates import set_queue_rates
+from services.gateway.models.trained import TrainedModels
+from services.gateway.models.workers import Workers
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.open_work import OpenWork
 from services.gateway.page_token import PageTokens
@@ -54,21 +57,18 @@ from services.gateway.pipelines.servicer import PipelineServicer
 from services.gateway.pipelines.streams import PipelineStreams
 from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
-from services.gateway.queue_rates import set_queue_rates
-from services.gateway.quota_usage import QuotaUsage
-from services.gateway.quotas import OpenJobQuotas, RequestQuotas
-from services.gateway.schedule_bounds import ScheduleBounds, WorkBounds
-from services.gateway.schedule_listing import ScheduleListing
-from services.gateway.schedule_reader import ScheduleReader
-from services.gateway.schedule_service import ScheduleService
-from services.gateway.schedule_servicer import ScheduleServicer
+from services.gateway.quotas.admission import OpenJobQuotas, RequestQuotas
+from services.gateway.quotas.usage import QuotaUsage
+from services.gateway.schedules.bounds import ScheduleBounds, WorkBounds
+from services.gateway.schedules.listing import ScheduleListing
+from services.gateway.schedules.reader import ScheduleReader
+from services.gateway.schedules.service import ScheduleService
+from services.gateway.schedules.servicer import ScheduleServicer
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
-from services.gateway.stream import Streams
+from services.gateway.streams.streams import Streams
 from services.gateway.submission import JobSubmission
-from services.gateway.trained_models import TrainedModels
-from services.gateway.workers import Workers
 from store.store import Store
 
 

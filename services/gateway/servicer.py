@@ -14,7 +14,7 @@ from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
 from services.gateway.cancel import JobCancellation
-from services.gateway.deletion_service import DeletionService
+from services.gateway.deletion.service import DeletionService
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.job_inputs import JobInputs, expected_bytes
@@ -22,13 +22,13 @@ from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
 from services.gateway.listing import JobListing
-from services.gateway.models import Models
-from services.gateway.quotas import OpenJobQuotas, RequestQuotas
-from services.gateway.stream import Streams
+from services.gateway.models.catalogue import Models
+from services.gateway.models.trained import TrainedModels
+from services.gateway.models.workers import Workers
+from services.gateway.quotas.admission import OpenJobQuotas, RequestQuotas
+from services.gateway.streams.streams import Streams
 from services.gateway.submission import JobSubmission
 from services.gateway.tenants import TenantSettings
-from services.gateway.trained_models import TrainedModels
-from services.gateway.workers import Workers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 TRACE_ID_KEY: Final = "trace-id"

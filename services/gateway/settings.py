@@ -36,7 +36,7 @@ from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from services.gateway.audit_settings import AuditSettings
 from services.gateway.class_settings import Classes
-from services.gateway.model_settings import EMBEDDED_MODEL, Canary, Model
+from services.gateway.models.settings import EMBEDDED_MODEL, Canary, Model
 from services.gateway.pipeline_settings import PipelineDefaults
 from services.gateway.tenants import TenantSettings
 

@@ -21,7 +21,6 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
-from services.gateway.class_rates import ClassRates
 from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, key_reused, work_deleted
 from services.gateway.job_options import job_options
@@ -29,8 +28,9 @@ from services.gateway.job_reader import JobReader
 from services.gateway.job_record import UNSETTLED_STATES
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.models import Models
-from services.gateway.quotas import OpenJobQuotas
+from services.gateway.models.catalogue import Models
+from services.gateway.quotas.admission import OpenJobQuotas
+from services.gateway.quotas.class_rates import ClassRates
 from services.gateway.settings import GatewaySettings
 from services.gateway.turns import Turns
 

@@ -27,7 +27,8 @@ from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.batches.watched import RunWatchedChunk
 from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.cancel import JobCancellation
-from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.deletion.owned import OwnedDeletion
+from services.gateway.deletion.steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
 from services.gateway.files.outputs import JobOutputs, OutputSweeper
@@ -37,11 +38,10 @@ from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_reader import JobReader
-from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.models import Models
-from services.gateway.owned_deletion import OwnedDeletion
+from services.gateway.models.catalogue import Models
+from services.gateway.models.trained import TrainedModels
 from services.gateway.page_token import PageTokens
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
@@ -49,12 +49,12 @@ from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.prompt_files import PromptFiles
-from services.gateway.quotas import OpenJobQuotas
+from services.gateway.quotas.admission import OpenJobQuotas
+from services.gateway.quotas.ledgers import LedgerActivities, SlotReleases
 from services.gateway.runs import Runs
-from services.gateway.scheduled_jobs import ScheduledJobs
+from services.gateway.schedules.jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
-from services.gateway.trained_models import TrainedModels
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
 from services.gateway.workflow_runner import ContainedRunner, patient

@@ -12,7 +12,7 @@ from services.gateway.batches.servicer import BatchServicer
 from services.gateway.files.servicer import FileServicer
 from services.gateway.methods import SERVICES, VALIDATORS
 from services.gateway.pipelines.servicer import PipelineServicer
-from services.gateway.schedule_servicer import ScheduleServicer
+from services.gateway.schedules.servicer import ScheduleServicer
 from services.gateway.scopes import OF_METHOD
 from services.gateway.servicer import LlmServicer
 from services.gpu_worker.engines.engine import ENGINES, IMAGE_ENGINES

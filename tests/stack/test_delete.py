@@ -22,10 +22,10 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from runtime.scopes import SCOPES
-from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.deletion.steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.job_reader import JobReader
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.settings import GatewaySettings
 from tests.support.credentials import CallsAs, KeyFile, bearer
 from tests.support.deletions import (

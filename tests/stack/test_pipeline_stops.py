@@ -21,7 +21,7 @@ from jobs.errors import reason_of
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
-from services.gateway.ledgers import LedgerActivities
+from services.gateway.quotas.ledgers import LedgerActivities
 from tests.support.files import PATIENCE
 from tests.support.pipelines import cancel, follow, new_pipeline, submit
 

@@ -16,7 +16,7 @@ from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
-from services.gateway.model_settings import EMBEDDED_MODEL
+from services.gateway.models.settings import EMBEDDED_MODEL
 from tests.support.commands import run
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.engines import vllm_variable

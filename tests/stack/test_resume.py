@@ -23,7 +23,7 @@ from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.auth import Caller
 from services.gateway.settings import GatewaySettings
-from services.gateway.watch import Watch
+from services.gateway.streams.watch import Watch
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.report_throttle import ReportThrottle

@@ -17,7 +17,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime import temporal
 from runtime.health import Readiness
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.settings import GatewaySettings
 from tests.support.jobs import new_job, run_job, watch

@@ -9,14 +9,14 @@ import pytest
 from temporalio import activity
 
 from services.gateway.batches.activities import BatchActivities
-from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.deletion.owned import OwnedDeletion
+from services.gateway.deletion.steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
-from services.gateway.ledgers import LedgerActivities
-from services.gateway.owned_deletion import OwnedDeletion
 from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.texts import PipelineTexts
-from services.gateway.quotas import OpenJobQuotas
-from services.gateway.scheduled_jobs import ScheduledJobs
+from services.gateway.quotas.admission import OpenJobQuotas
+from services.gateway.quotas.ledgers import LedgerActivities
+from services.gateway.schedules.jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.activity import RunBatchChunk

@@ -1,4 +1,4 @@
-"""The deletion of what a user has: see services.gateway.owned_deletion."""
+"""The deletion of what a user has: see services.gateway.deletion.owned."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.client import WorkflowExecutionStatus
 
 from llm_pb import internal_pb2
-from services.gateway.owned_deletion import OwnedDeletion
+from services.gateway.deletion.owned import OwnedDeletion
 
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""The gauge of the quotas in use: see services.gateway.quota_usage."""
+"""The gauge of the quotas in use: see services.gateway.quotas.usage."""
 
 import asyncio
 from datetime import timedelta
@@ -9,7 +9,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 
 from encryption import KeysUnavailable
 from payload_converter import PayloadError
-from services.gateway.quota_usage import QuotaUsage
+from services.gateway.quotas.usage import QuotaUsage
 
 
 class Quotas:

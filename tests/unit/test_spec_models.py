@@ -1,7 +1,7 @@
 """The models that the input of a pipeline names."""
 
 from llm_pb import pipeline_pb2
-from services.gateway.model_settings import ImageSize, Model
+from services.gateway.models.settings import ImageSize, Model
 from services.gateway.pipelines.spec_models import check_models
 
 TEXT = Model(name="small", context_tokens=9, max_output_tokens=9, default_max_tokens=9, structured_output=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jobs import errors
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
-from services.gateway.status_merge import with_answer, with_record
+from services.gateway.streams.status_merge import with_answer, with_record
 from tests.support.examples import examples
 
 QUEUED, RUNNING = llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from feed.output import GeneratedOutput
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.cursor import Cursor
+from services.gateway.streams.cursor import Cursor
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.engines.output_text import OutputWriter
 from tests.support.examples import examples

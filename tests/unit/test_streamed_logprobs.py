@@ -17,7 +17,7 @@ from feed.transcript import Transcript
 from feed.writer import FeedWriter
 from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.cursor import MAX_DELTA_BYTES, Cursor
+from services.gateway.streams.cursor import MAX_DELTA_BYTES, Cursor
 from services.gpu_worker.engines.output_text import OutputWriter
 from tests.support.examples import examples
 from tests.unit.test_stream_cuts import END, decode, texts, tokens_of, writer

@@ -1,4 +1,4 @@
-"""Changes of the registry of trained models: see services.gateway.trained_models."""
+"""Changes of the registry of trained models: see services.gateway.models.trained."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from temporalio.exceptions import ApplicationError
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.errors import ApiError
-from services.gateway.trained_models import TrainedModels
+from services.gateway.models.trained import TrainedModels
 
 
 class Registry:

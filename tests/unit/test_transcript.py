@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from feed.transcript import Transcript
 from llm_pb import llm_pb2
-from services.gateway.cursor import MAX_DELTA_BYTES, Cursor
+from services.gateway.streams.cursor import MAX_DELTA_BYTES, Cursor
 
 texts = st.lists(st.text(alphabet="ab é漢🙂\u0301\u200d", max_size=6), max_size=8)
 

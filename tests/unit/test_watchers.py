@@ -13,7 +13,7 @@ from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.results import BatchStreams
 from services.gateway.errors import ApiError
 from services.gateway.settings import GatewaySettings
-from services.gateway.watchers import Watchers
+from services.gateway.streams.watchers import Watchers
 
 
 async def test_a_tenant_leaves_streams_to_the_others() -> None:

@@ -14,7 +14,7 @@ from jobs.errors import reason_of
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.errors import ApiError
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.workers import MAX_WORKERS, Workers
+from services.gateway.models.workers import MAX_WORKERS, Workers
 from services.gpu_worker.reporting import Rate
 from services.http.rest.messages import to_json
 

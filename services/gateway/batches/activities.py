@@ -25,7 +25,7 @@ from services.gateway.batches.processes import Processes
 from services.gateway.batches.work import MERGE, PLAN
 from services.gateway.errors import FileNotFound
 from services.gateway.files.reader import FileReader
-from services.gateway.ledgers import SlotReleases
+from services.gateway.quotas.ledgers import SlotReleases
 from services.gateway.waiters import signal_settled
 from store.store import ObjectMissing, Store, StoreUnavailable
 

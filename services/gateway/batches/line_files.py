@@ -16,7 +16,7 @@ from runtime.health import Readiness
 from runtime.telemetry import tracing
 from services.gateway.errors import ApiError
 from services.gateway.files.reader import FileReader
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.page_token import PageTokens
 from services.gateway.prompt_files import PromptFiles
 from store.store import Store, StoreUnavailable

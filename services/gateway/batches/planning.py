@@ -20,7 +20,7 @@ from runtime.auth import Caller, Refusal
 from services.gateway.batches.line_files import LineFiles
 from services.gateway.batches.local_files import JSONL, fetch, pieces_of, put
 from services.gateway.job_bounds import JobBounds
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.scopes import check_submit
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoredObject

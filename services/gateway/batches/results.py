@@ -21,7 +21,7 @@ from services.gateway.cursor_text import BadCursor
 from services.gateway.errors import content_unreadable, exhausted, files_disabled, invalid, shutting_down
 from services.gateway.files.failures import store_errors
 from services.gateway.settings import GatewaySettings
-from services.gateway.watchers import Watchers
+from services.gateway.streams.watchers import Watchers
 from store.store import ObjectMissing, Store
 
 _MAX_ITEMS: Final = 100

@@ -27,7 +27,7 @@ from services.gateway.errors import ApiError, batch_key_reused, invalid, work_de
 from services.gateway.files.reader import FileReader
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
-from services.gateway.quotas import OpenJobQuotas
+from services.gateway.quotas.admission import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
 from services.gateway.turns import Turns
 

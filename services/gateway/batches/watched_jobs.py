@@ -20,7 +20,7 @@ from runtime.tracebacks import forget_frames
 from services.gateway.errors import JobNotFound
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 

@@ -67,7 +67,7 @@ class JobOutputs:
 
 
 class OutputPart:
-    """The files of a job, or the objects of a batch, as a part of it: see services.gateway.job_parts."""
+    """The files of a job, or the objects of a batch, as a part of it: see services.gateway.deletion.job_parts."""
 
     name: Final = llm_pb2.JOB_PART_OUTPUT
 

@@ -22,9 +22,9 @@ from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
 from services.gateway.files.reader import FileReader
-from services.gateway.ledgers import MAX_WAITING, Ledger
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.quotas import Reservation
+from services.gateway.quotas.admission import Reservation
+from services.gateway.quotas.ledgers import MAX_WAITING, Ledger
 from services.gateway.tenants import TenantSettings
 
 _log = logging.getLogger(__name__)

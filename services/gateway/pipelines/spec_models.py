@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from jobs.field_rules import MODEL_PATTERN, Violation, map_path
 from llm_pb import pipeline_pb2
-from services.gateway.model_settings import Model
+from services.gateway.models.settings import Model
 
 _STRUCTURED: Final[Mapping[str, Sequence[Sequence[str]]]] = {
     "refine": [("critique", "write")],

@@ -25,7 +25,7 @@ from services.gateway.files.reader import FileReader
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
-from services.gateway.models import Models
+from services.gateway.models.catalogue import Models
 from services.gateway.pipelines.reader import closed_status
 from services.gateway.pipelines.texts import fail
 from services.gateway.runs import Runs

@@ -21,8 +21,8 @@ from services.gateway.pipelines.live import Live, LiveSteps, with_live
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
-from services.gateway.stream import Streams
-from services.gateway.watchers import Watchers
+from services.gateway.streams.streams import Streams
+from services.gateway.streams.watchers import Watchers
 
 _MAX_STEPS: Final = 64
 """Maximum number of steps whose output one stream brings."""

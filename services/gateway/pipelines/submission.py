@@ -36,13 +36,13 @@ from services.gateway.errors import (
 )
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
+from services.gateway.models.trained import TrainedModels
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader, closed_status
 from services.gateway.pipelines.spec_models import check_models
-from services.gateway.quotas import OpenJobQuotas
+from services.gateway.quotas.admission import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
-from services.gateway.trained_models import TrainedModels
 from services.gateway.turns import Turns
 
 _log = logging.getLogger(__name__)

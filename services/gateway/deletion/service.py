@@ -19,13 +19,13 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from services.gateway.access import require_own
+from services.gateway.deletion.open_deletions import OpenDeletions
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
 from services.gateway.errors import JobNotFound, deletion_not_found, not_found
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import user_of
 from services.gateway.job_traces import link_call
-from services.gateway.open_deletions import OpenDeletions
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
 

@@ -10,8 +10,8 @@ from temporalio.client import Client
 
 from jobs.ids import deletions_ledger_workflow_id
 from services.gateway.errors import exhausted
-from services.gateway.ledgers import Ledger
-from services.gateway.quotas import Reservation, reserve_slot
+from services.gateway.quotas.admission import Reservation, reserve_slot
+from services.gateway.quotas.ledgers import Ledger
 from services.gateway.settings import GatewaySettings
 
 _WAIT: Final = timedelta(seconds=10)

@@ -20,9 +20,9 @@ from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.deletion.job_parts import delivery_ids, parts_of
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound
-from services.gateway.job_parts import delivery_ids, parts_of
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import visibility_query
 from services.gateway.pipelines.reader import closed_status

@@ -6,8 +6,8 @@ import grpc
 
 from llm_pb import schedule_pb2, schedule_pb2_grpc
 from runtime.grpc_auth import current_caller
-from services.gateway.schedule_listing import ScheduleListing
-from services.gateway.schedule_service import ScheduleService
+from services.gateway.schedules.listing import ScheduleListing
+from services.gateway.schedules.service import ScheduleService
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -26,9 +26,9 @@ from runtime.scopes import SCOPES
 from services.gateway.effects import Effects
 from services.gateway.errors import ScheduleNotFound
 from services.gateway.page_token import PageTokens
-from services.gateway.schedule_listing import ScheduleListing
-from services.gateway.schedule_reader import ScheduleReader
-from services.gateway.schedule_service import ScheduleService
+from services.gateway.schedules.listing import ScheduleListing
+from services.gateway.schedules.reader import ScheduleReader
+from services.gateway.schedules.service import ScheduleService
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)

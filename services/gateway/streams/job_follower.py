@@ -23,9 +23,9 @@ from services.gateway.job_record import FINAL_STATES, user_of
 from services.gateway.job_traces import link_call
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
-from services.gateway.status_merge import with_answer, with_record
-from services.gateway.stored_output import StoredOutput
-from services.gateway.watch_lease import renew_lease
+from services.gateway.streams.status_merge import with_answer, with_record
+from services.gateway.streams.stored_output import StoredOutput
+from services.gateway.streams.watch_lease import renew_lease
 from store.store import Store
 
 _log = logging.getLogger(__name__)

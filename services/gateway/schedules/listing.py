@@ -11,7 +11,7 @@ from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.page_token import PageTokens
 from services.gateway.schedule_client import client_for
-from services.gateway.schedule_reader import timestamp
+from services.gateway.schedules.reader import timestamp
 from services.gateway.settings import GatewaySettings
 from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
 

@@ -12,7 +12,7 @@ from jobs.ids import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 from models import DOCSTRINGS
 from runtime.tenants import TenantName
-from services.gateway.prices import Price
+from services.gateway.models.prices import Price
 
 
 class ImageSize(BaseModel):

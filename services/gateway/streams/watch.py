@@ -14,13 +14,13 @@ from feed.feed import Feed
 from jobs.outcome import without_output
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
-from services.gateway.cursor import Cursor
 from services.gateway.errors import ApiError
-from services.gateway.job_follower import JobFollower
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.settings import GatewaySettings
-from services.gateway.stored_output import StoredCursor
+from services.gateway.streams.cursor import Cursor
+from services.gateway.streams.job_follower import JobFollower
+from services.gateway.streams.stored_output import StoredCursor
 from store.store import Store
 
 _PULSES: Final = 4

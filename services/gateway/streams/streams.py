@@ -15,8 +15,8 @@ from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
-from services.gateway.watch import Watch
-from services.gateway.watchers import Watchers
+from services.gateway.streams.watch import Watch
+from services.gateway.streams.watchers import Watchers
 from store.store import Store
 
 

@@ -2,7 +2,7 @@
 
 from jobs.field_rules import Violation
 from llm_pb import llm_pb2
-from services.gateway.model_settings import Model
+from services.gateway.models.settings import Model
 
 
 def check_image(job: llm_pb2.JobRequest, model: Model) -> list[Violation]:

@@ -20,8 +20,8 @@ from runtime.auth import Caller
 from runtime.group_commit import CommitError, TooManyWaitingError
 from runtime.token_bucket import TokenBucket
 from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
-from services.gateway.ledgers import Ledger, SlotReleases
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.quotas.ledgers import Ledger, SlotReleases
 from services.gateway.tenants import MAX_OPEN_JOBS, TenantSettings
 
 _TOKENS: Final = "max_output_tokens_per_day"

@@ -20,9 +20,9 @@ from jobs.options import duration
 from llm_pb import common_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.class_settings import Classes
-from services.gateway.image_models import check_image
-from services.gateway.model_settings import Model
-from services.gateway.prompts import Lanes, Prompts
+from services.gateway.models.images import check_image
+from services.gateway.models.prompts import Lanes, Prompts
+from services.gateway.models.settings import Model
 
 _POLLER_FRESH: Final = timedelta(minutes=1)
 _CACHE_SECONDS: Final = 1.0

@@ -16,7 +16,7 @@ from temporalio.service import RPCError
 from encryption import KeysUnavailable
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError
-from services.gateway.quotas import OpenJobQuotas
+from services.gateway.quotas.admission import OpenJobQuotas
 
 _log = logging.getLogger(__name__)
 _MIN_PAUSE: Final = timedelta(seconds=0.1)

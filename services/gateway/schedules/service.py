@@ -31,10 +31,10 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.submission import BatchSubmission
 from services.gateway.effects import Effects
 from services.gateway.errors import ScheduleNotFound, exhausted, invalid, schedule_key_reused, schedule_not_found
-from services.gateway.schedule_bounds import UNKNOWN_ZONE
-from services.gateway.schedule_form import OVERLAPS, to_temporal
-from services.gateway.schedule_listing import ScheduleListing
-from services.gateway.schedule_reader import ScheduleReader, StoredSchedule
+from services.gateway.schedules.bounds import UNKNOWN_ZONE
+from services.gateway.schedules.form import OVERLAPS, to_temporal
+from services.gateway.schedules.listing import ScheduleListing
+from services.gateway.schedules.reader import ScheduleReader, StoredSchedule
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)

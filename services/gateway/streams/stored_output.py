@@ -11,9 +11,9 @@ from typing import Final
 from feed.transcript import character_start
 from jobs.resume_token import Digest, ResumeToken
 from llm_pb import llm_pb2
-from services.gateway.cursor import Cursor, logprobs_after, logprobs_between
 from services.gateway.errors import files_disabled
 from services.gateway.files.failures import store_errors
+from services.gateway.streams.cursor import Cursor, logprobs_after, logprobs_between
 from store.outputs import stored_output
 from store.store import MAX_PIECE_BYTES, Store, StoredObject
 

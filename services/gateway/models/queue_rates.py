@@ -1,7 +1,7 @@
 """The rates of the models' task queues: how many jobs a second Temporal gives to all workers together.
 
-A class has a rate at each gateway: see services.gateway.class_rates. Temporal keeps one for a queue, so that of a queue
-is the sum of its classes'. Where one of them has no rate, neither has the queue.
+A class has a rate at each gateway: see services.gateway.quotas.class_rates. Temporal keeps one for a queue, so that
+of a queue is the sum of its classes'. Where one of them has no rate, neither has the queue.
 """
 
 import asyncio

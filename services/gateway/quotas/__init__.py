@@ -1,0 +1,1 @@
+"""The quotas of tenants and the rates of classes."""

@@ -1,0 +1,1 @@
+"""Schedules: the calls of their service, and the jobs that they start."""

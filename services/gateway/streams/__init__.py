@@ -1,0 +1,1 @@
+"""StreamStatus: the watched jobs, their feeds, and the places of their readers."""
