@@ -4,9 +4,9 @@
 
 The suite starts several hundred services, and the imports of one take over a second. This server imports all of them
 once for a test process, and has one thread. For each request it forks, reports the process id, and later the exit
-status. It ends with the test process. GPU workers with the torch engine have a server of their own, because torch takes
-six seconds more. All other programs are executed as always, and so are services on other systems than Linux. The
-tests of what is installed, of `make up` and of `make demo` execute the services, too.
+status. It ends with the test process. Trainers and GPU workers with the torch engine have a server of their own,
+because torch takes six seconds more. All other programs are executed as always, and so are services on other systems
+than Linux. The tests of what is installed, of `make up` and of `make demo` execute the services, too.
 """
 
 import asyncio
@@ -32,7 +32,8 @@ from deploy.local.process import Started, execute
 
 SERVICES: Final = ("services.codec", "services.gateway", "services.gpu_worker", "services.http", "services.notifier")
 _ROOT: Final = Path(__file__).parents[2]
-_TORCH_ENGINE: Final = "services.gpu_worker.engines.torch"
+TRAINER: Final = "services.trainer"
+_WITH_TORCH: Final = ("services.gpu_worker.engines.torch", f"{TRAINER}.__main__")
 _servers: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
 """The servers, by what each has imported as well as the services."""
 
@@ -50,10 +51,14 @@ async def start(
     command: Sequence[str], environment: Mapping[str, str], working_dir: Path, log: BufferedWriter
 ) -> Started:
     """Start a program as execute() does, and a service by a fork."""
-    if sys.platform != "linux" or tuple(command[:2]) != (sys.executable, "-m") or command[2] not in SERVICES:
+    if (
+        sys.platform != "linux"
+        or tuple(command[:2]) != (sys.executable, "-m")
+        or command[2] not in (*SERVICES, TRAINER)
+    ):
         return await execute(command, environment, working_dir, log)
-    is_torch = command[2] == "services.gpu_worker" and environment.get("GPU_WORKER_ENGINE") == "torch"
-    modules = (_TORCH_ENGINE,) if is_torch else ()
+    is_torch_engine = command[2] == "services.gpu_worker" and environment.get("GPU_WORKER_ENGINE") == "torch"
+    modules = _WITH_TORCH if is_torch_engine or command[2] == TRAINER else ()
     if modules not in _servers:
         _servers[modules] = _start_server(modules)
     answers = asyncio.StreamReader()
