@@ -1,6 +1,7 @@
 """Output that an attempt holds back: never a first token, never longer than a moment, never past the attempt's end."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -168,7 +169,9 @@ async def test_many_jobs_publish_no_more_than_so_many_records_together(fault: st
     job = new_job(f"Say it. {fault}", params={"max_tokens": 200})
     try:
         (alone,) = await run_together(Worker(engine, MemoryFeed()), job, 1)
+        began = time.monotonic()
         results = await run_together(Worker(engine, feed, settings=settings), job, 24)
+        seconds = time.monotonic() - began
     finally:
         await engine.close()
     assert {result.output for result in results} == {alone.output}
@@ -177,7 +180,8 @@ async def test_many_jobs_publish_no_more_than_so_many_records_together(fault: st
         await log.ended()
         assert "".join(log.texts) == alone.output
         assert len(log.tokens) == alone.metadata.output_tokens
-        assert len(log.texts) < 6
+        # On a busy machine the jobs take longer, and one record a second may come from any of them.
+        assert len(log.texts) < 6 + seconds
         await log.close()
 
 
