@@ -36,15 +36,15 @@ class Batches:
 
 async def test_a_batch_that_is_stuck_has_its_last_counts() -> None:
     batches = Batches()
-    patience = timedelta(milliseconds=50)
+    # The counts of a batch that answers at once are taken, however short the time is.
+    patience = timedelta(0)
     about = (cast("WorkflowExecutionDescription", None), [NODE])
     live, other = (LiveSteps(cast("BatchReader", batches), data_converter, patience) for _ in range(2))
     counts = (await live.read(*about))[1].counts
     assert (counts.total, counts.succeeded) == (9, 4)
     batches.stuck.set()
-    async with asyncio.timeout(5):
-        assert (await live.read(*about))[1].counts == counts
-        assert await other.read(*about) == {}, "it knows none"
+    assert (await live.read(*about))[1].counts == counts
+    assert await other.read(*about) == {}, "it knows none"
 
 
 async def test_each_activity_tells_whether_it_waits_for_a_worker() -> None:
