@@ -4,6 +4,10 @@ Temporal lists the files of a tenant, but shows a change after a moment. Gateway
 ledger has counted since. Of two that have found the same room, the ledger accepts the first: the second does not know
 all that was counted before, gets what it lacks, and looks again. So the ledger needs no limits, and forgets a file as
 soon as Temporal surely lists it.
+
+What it remembers must fit into the input of its next run. Where many files come and go it forgets first those that are
+gone longest: gateways that have not heard of it count them for a minute more. Beyond so many new files in two minutes
+it counts none, and says for how long.
 """
 
 from collections.abc import Iterable
@@ -14,6 +18,10 @@ from llm_pb import internal_pb2
 
 _KEPT: Final = timedelta(minutes=2)
 """Time for which a file is kept. A gateway starts its record within 30 s, and Temporal lists that within 30 s more."""
+_MAX_FILES: Final = 12_000
+"""Maximum number of files that are kept: 1.4 MB. Temporal takes 2 MB."""
+_FORGOTTEN_AT_ONCE: Final = 1200
+"""Number of files that are gone and are forgotten together, so that not each upload has to look for one."""
 
 
 class CountedFiles:
@@ -27,20 +35,47 @@ class CountedFiles:
     def count(
         self, request: internal_pb2.CountFilesRequest, ledger: str, now: datetime
     ) -> internal_pb2.CountFilesResponse:
-        """Count the files of a request, unless its gateway does not know all that was counted before."""
+        """Count the files of a request, unless its gateway does not know all that was counted before, or there are too
+        many.
+        """
         self._forget(now - _KEPT)
         known = request.known_version if request.known_ledger == ledger else 0
         counted = request.gone or (request.known_ledger == ledger and known == self._version)
-        for file in request.files if counted else ():
+        full = counted and not request.gone and not self._make_room(request.files)
+        for file in request.files if counted and not full else ():
+            last = self._files.get(file.file_id)
+            if request.gone and last is not None and not last.gone and created(last) > created(file) > 0:
+                # It was uploaded again before this request arrived.
+                continue
             self._version += 1
             one = internal_pb2.CountedFile(
                 file_id=file.file_id, size=file.size, gone=request.gone, version=self._version
             )
             one.count_time.FromDatetime(now)
+            if file.HasField("create_time"):
+                one.create_time.CopyFrom(file.create_time)
             self._files.pop(one.file_id, None)
             self._files[one.file_id] = one
         news = [file for file in self._files.values() if file.version > known]
-        return internal_pb2.CountFilesResponse(counted=counted, files=news, ledger=ledger, version=self._version)
+        if request.gone:
+            self._make_room(())
+        response = internal_pb2.CountFilesResponse(
+            counted=counted and not full, files=news, ledger=ledger, version=self._version
+        )
+        if full:
+            first = next(iter(self._files.values()))
+            response.retry_delay.FromTimedelta(first.count_time.ToDatetime(UTC) + _KEPT - now)
+        return response
+
+    def _make_room(self, files: Iterable[internal_pb2.CountedFile]) -> bool:
+        """Forget files that are gone where there are too many with these; return whether there is room now."""
+        excess = len(self._files.keys() | {file.file_id for file in files}) - _MAX_FILES
+        if excess <= 0:
+            return True
+        gone = [id_ for id_, file in self._files.items() if file.gone]
+        for id_ in gone[: max(excess, _FORGOTTEN_AT_ONCE)]:
+            del self._files[id_]
+        return len(gone) >= excess
 
     def save(self, state: internal_pb2.LedgerState) -> None:
         """Add the files to the state with which the next run begins."""
@@ -52,3 +87,8 @@ class CountedFiles:
             if file.count_time.ToDatetime(UTC) >= before:
                 return
             del self._files[id_]
+
+
+def created(file: internal_pb2.CountedFile) -> int:
+    """Return when a file was created, in nanoseconds since 1970; 0 where its gateway has not said so."""
+    return file.create_time.ToNanoseconds()

@@ -53,3 +53,30 @@ def test_a_run_continues_with_the_files_of_the_last_minutes() -> None:
         request(("ledger", 0)), "ledger", NOW + timedelta(minutes=2, seconds=30)
     )
     assert (answer.version, sizes_of(answer)) == (2, {"new": 2})
+
+
+def test_files_that_come_and_go_fit_into_the_input_of_the_next_run() -> None:
+    """Temporal takes 2 MB. Three hundred a second are more than that after two minutes."""
+    files, state, known = CountedFiles(), internal_pb2.LedgerState(), 0
+    for second in range(60):
+        now = NOW + timedelta(seconds=second)
+        sizes = {f"file-{'x' * 60}{second:03}{number:03}": 2**40 for number in range(300)}
+        counted = files.count(request(("ledger", known), sizes), "ledger", now)
+        assert counted.counted
+        known = files.count(request(("ledger", counted.version), sizes, gone=True), "ledger", now).version
+    files.save(state)
+    assert 500_000 < state.ByteSize() < 1_600_000
+    assert state.files[-1].version == known, "the last ones are kept"
+
+
+def test_what_says_that_an_earlier_file_is_gone_does_not_count_for_a_later_one() -> None:
+    files = CountedFiles()
+
+    def about(created: int, *, gone: bool = False) -> internal_pb2.CountFilesRequest:
+        asked = request(("ledger", 0), {"a": 1}, gone=gone)
+        asked.files[0].create_time.FromNanoseconds(created)
+        return asked
+
+    assert files.count(about(2), "ledger", NOW).counted
+    assert sizes_of(files.count(about(1, gone=True), "ledger", NOW)) == {"a": 1}
+    assert sizes_of(files.count(about(2, gone=True), "ledger", NOW)) == {"a": None}

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from google.rpc import code_pb2, error_details_pb2
 from opentelemetry.metrics import NoOpMeter
 
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2
 from services.gateway.errors import ApiError
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
@@ -20,8 +21,9 @@ from workflows.counted_files import CountedFiles
 class Ledger:
     """Temporal's client with the ledger of one tenant, and the files that Temporal lists."""
 
-    def __init__(self) -> None:
-        self._files = CountedFiles()
+    def __init__(self, files: CountedFiles | None = None) -> None:
+        self._files = files or CountedFiles()
+        self.listed = list[file_pb2.File]()
         self.updates = 0
         self.concurrent = 0
         self.most = 0
@@ -40,8 +42,7 @@ class Ledger:
         return self._files.count(request, "ledger", datetime.now(UTC))
 
     async def all_of(self, _: str) -> AsyncIterator[file_pb2.File]:
-        nothing: list[file_pb2.File] = []
-        for file in nothing:
+        for file in self.listed:
             yield file
 
 
@@ -56,19 +57,19 @@ async def test_a_file_that_one_gateway_has_deleted_is_free_at_another_at_once() 
     """The other one knows from the ledger that the file was taken, and has to ask it whether the file is gone."""
     ledger = Ledger()
     one, other = (gateway(ledger, max_files=1) for _ in range(2))
-    await one.take("acme", "a", 5)
+    await one.take("acme", "a", 5, 1)
     with pytest.raises(ApiError):
-        await other.take("acme", "b", 5)
-    await one.give_back("acme", "a")
-    await other.take("acme", "b", 5)
+        await other.take("acme", "b", 5, 1)
+    await one.give_back("acme", "a", 1)
+    await other.take("acme", "b", 5, 1)
     with pytest.raises(ApiError):
-        await one.take("acme", "c", 5)
+        await one.take("acme", "c", 5, 1)
 
 
 async def test_what_never_fits_is_refused_without_the_ledger() -> None:
     ledger = Ledger()
     with pytest.raises(ApiError):
-        await gateway(ledger, max_file_bytes=4).take("acme", "a", 5)
+        await gateway(ledger, max_file_bytes=4).take("acme", "a", 5, 1)
     assert not ledger.updates
 
 
@@ -77,9 +78,45 @@ async def test_deletions_that_come_together_take_two_updates() -> None:
     ledger = Ledger()
     quotas = gateway(ledger, max_files=100)
     ids = [f"file-{number}" for number in range(30)]
-    await asyncio.gather(*(quotas.take("acme", id_, 1) for id_ in ids))
+    await asyncio.gather(*(quotas.take("acme", id_, 1, 1) for id_ in ids))
     before, ledger.most = ledger.updates, 0
-    await asyncio.gather(*(quotas.give_back("acme", id_) for id_ in ids))
+    await asyncio.gather(*(quotas.give_back("acme", id_, 1) for id_ in ids))
     assert ledger.updates - before <= 2
     assert ledger.most == 1
-    await gateway(ledger, max_files=1).take("acme", "new", 1)
+    await gateway(ledger, max_files=1).take("acme", "new", 1, 1)
+
+
+async def test_a_file_that_was_uploaded_again_counts_although_its_first_one_is_gone() -> None:
+    """One gateway hears that the first one is gone before another has told the ledger of the second, or afterwards."""
+    ledger = Ledger()
+    one, other = (gateway(ledger, max_files=1) for _ in range(2))
+    await one.take("acme", "a", 5, 1)
+    await other.give_back("acme", "a", 1)
+    await one.take("acme", "a", 5, 2)
+    ledger.listed = [file_pb2.File(ref=common_pb2.FileRef(file_id="a", size_bytes=5))]
+    ledger.listed[0].create_time.FromNanoseconds(2)
+    assert (quota := await other.of("acme")) is not None
+    assert quota.used_files == 1
+    await other.give_back("acme", "a", 1)
+    with pytest.raises(ApiError):
+        await gateway(ledger, max_files=1).take("acme", "b", 5, 1)
+    for each in (one, other):
+        assert (quota := await each.of("acme")) is not None
+        assert quota.used_files == 1
+
+
+async def test_more_new_files_than_a_ledger_counts_are_refused_with_a_wait() -> None:
+    full = [internal_pb2.CountedFile(file_id=f"file-{number}", size=1, version=number + 1) for number in range(12_000)]
+    for file in full:
+        file.count_time.GetCurrentTime()
+    ledger = Ledger(CountedFiles(full, len(full)))
+    quotas = gateway(ledger, max_files=100_000)
+    with pytest.raises(ApiError) as error:
+        await quotas.take("acme", "new", 1, 1)
+    status = error.value.status
+    assert status.code == code_pb2.RESOURCE_EXHAUSTED
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    assert 0 < retry.retry_delay.seconds <= 120
+    await quotas.give_back("acme", "file-0", 1)
+    await quotas.take("acme", "new", 1, 1)

@@ -26,6 +26,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.quotas.admission import Reservation
 from services.gateway.quotas.ledgers import MAX_WAITING, Ledger
 from services.gateway.tenants import TenantSettings
+from workflows.counted_files import created as created_at
 
 _log = logging.getLogger(__name__)
 _FRESH: Final = timedelta(seconds=5)
@@ -40,10 +41,23 @@ _UNCOUNTED: Final = "the files of the tenant cannot be counted now; call again"
 
 
 class _Asked(NamedTuple):
-    """A file that has, or is about to have, a size."""
+    """A file that has, or is about to have, a size; or that is gone."""
 
     file_id: str
     size: int
+    created: int
+    """When it was created, in nanoseconds since 1970. A file that is gone may be uploaded again under its id."""
+
+
+class _Counted(NamedTuple):
+    """What the ledger has counted last of a file."""
+
+    size: int | None
+    """None for a file that is gone."""
+    created: int
+    """As in _Asked. 0: not known."""
+    heard: float
+    """The loop's time when this gateway heard of it."""
 
 
 class _Refused(NamedTuple):
@@ -60,14 +74,13 @@ class _Known:
     """What a gateway knows of a tenant's files."""
 
     ledger: Ledger
-    takes: GroupCommit[_Asked, _Refused | None]
-    gone: GroupCommit[str, None]
-    sizes: dict[str, int] = field(default_factory=dict)
+    takes: GroupCommit[_Asked, _Refused | timedelta | None]
+    gone: GroupCommit[_Asked, None]
+    listed: dict[str, _Asked] = field(default_factory=dict)
     """By id, as Temporal lists them."""
     looked_at: float | None = None
-    counted: dict[str, tuple[int | None, float]] = field(default_factory=dict)
-    """The size that the ledger has counted last, None for a file that is gone, and the time when this gateway heard of
-    it."""
+    counted: dict[str, _Counted] = field(default_factory=dict)
+    """By id."""
     version: tuple[str, int] = ("", 0)
     """The ledger, and the version of it that this gateway knows."""
 
@@ -100,38 +113,50 @@ class FileQuotas:
             for name in self._tenants
         }
 
-    async def take(self, tenant: str, file_id: str, size: int) -> Callable[[], None]:
+    async def take(self, tenant: str, file_id: str, size: int, created: int) -> Callable[[], None]:
         """Count a file that has, or is about to have, a size. It may be counted already.
 
+        `created` is the file's create_time in nanoseconds.
+
         Returns what checks, just before the file's record is started or changed, that it still counts: it raises
-        ApiError UNAVAILABLE. Raises ApiError RESOURCE_EXHAUSTED beyond a quota, UNAVAILABLE when Temporal does not list
-        the files or the ledger does not answer.
+        ApiError UNAVAILABLE. Raises ApiError RESOURCE_EXHAUSTED beyond a quota or too many new files in two minutes,
+        UNAVAILABLE when Temporal does not list the files or the ledger does not answer.
         """
         if tenant not in self._tenants:
             return _always
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(2 * RPC_TIMEOUT.total_seconds()):
-                refused = await self._known[tenant].takes.add(_Asked(file_id, size))
+                refused = await self._known[tenant].takes.add(_Asked(file_id, size, created))
         except TooManyWaitingError:
             raise exhausted("too many uploads of the tenant wait at this gateway; call again") from None
         except (CommitError, TimeoutError) as error:
             raise temporal_unavailable(_UNCOUNTED) from error
+        if isinstance(refused, timedelta):
+            raise exhausted("the tenant uploads more new files than can be counted; call again", refused)
         if refused is not None:
             self._metrics.count_quota_refusal(tenant, refused.quota)
             raise quota_exceeded(tenant, refused.quota, refused.rule, None if refused.never else _WAIT)
         return Reservation(began).require_valid
 
-    async def _take(self, tenant: str, asked: Sequence[_Asked]) -> Sequence[_Refused | None]:
-        """Count those of the files for which there is room; return why the others have none."""
+    async def _take(self, tenant: str, asked: Sequence[_Asked]) -> Sequence[_Refused | timedelta | None]:
+        """Count those of the files for which there is room; return why the others have none.
+
+        Where the ledger counts none, it is the time until it does.
+        """
         known = self._known[tenant]
         while True:
             sizes = await self._sizes(tenant)
             results = [self._room(tenant, sizes, one) for one in asked]
-            taken = {one.file_id: sizes[one.file_id] for one, why in zip(asked, results, strict=True) if why is None}
+            taken = [
+                one._replace(size=sizes[one.file_id]) for one, why in zip(asked, results, strict=True) if why is None
+            ]
             # A refusal asks the ledger, too: another gateway may have deleted a file since.
             asks = any(why is None or not why.never for why in results)
-            if not asks or await self._count(known, taken):
+            counted = not asks or await self._count(known, taken)
+            if isinstance(counted, timedelta):
+                return [counted if why is None else why for why in results]
+            if counted:
                 return results
 
     def _room(self, tenant: str, sizes: dict[str, int], asked: _Asked) -> _Refused | None:
@@ -150,9 +175,14 @@ class FileQuotas:
         sizes[asked.file_id] = size
         return None
 
-    async def _count(self, known: _Known, sizes: Mapping[str, int], *, gone: bool = False) -> bool:
-        """Return whether the ledger has counted the files: not if it had counted what this gateway did not know."""
-        files = [internal_pb2.CountedFile(file_id=id_, size=size) for id_, size in sizes.items()]
+    async def _count(self, known: _Known, counted: Sequence[_Asked], *, gone: bool = False) -> bool | timedelta:
+        """Return whether the ledger has counted the files: not if it had counted what this gateway did not know.
+
+        Where it has counted too many new ones, return the time until it counts again.
+        """
+        files = [internal_pb2.CountedFile(file_id=one.file_id, size=one.size) for one in counted]
+        for file, one in zip(files, counted, strict=True):
+            file.create_time.FromNanoseconds(one.created)
         ledger, version = known.version
         request = internal_pb2.CountFilesRequest(files=files, known_ledger=ledger, known_version=version, gone=gone)
         response = await known.ledger.count_files(request)
@@ -161,25 +191,30 @@ class FileQuotas:
         if response.ledger != known.version[0] or response.version > known.version[1]:
             known.version = (response.ledger, response.version)
             for file in response.files:
-                known.counted[file.file_id] = (None if file.gone else file.size, now)
+                known.counted[file.file_id] = _Counted(None if file.gone else file.size, created_at(file), now)
+        if response.HasField("retry_delay"):
+            return response.retry_delay.ToTimedelta()
         return response.counted
 
-    async def give_back(self, tenant: str, file_id: str) -> None:
+    async def give_back(self, tenant: str, file_id: str, created: int) -> None:
         """Count a file no more that is gone. Where the ledger does not answer, it counts until Temporal lists it no
         more.
+
+        `created` is the file's create_time in nanoseconds: one that was uploaded again under the same id counts.
         """
         if (known := self._known.get(tenant)) is not None:
-            known.sizes.pop(file_id, None)
-            known.counted.pop(file_id, None)
+            for kept in (known.listed, known.counted):
+                if (file := kept.get(file_id)) is not None and file.created <= created:
+                    del kept[file_id]
             try:
                 async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
-                    await known.gone.add(file_id)
+                    await known.gone.add(_Asked(file_id, 0, created))
             except (TimeoutError, CommitError, TooManyWaitingError) as error:
                 _log.warning("the ledger of the files of %s does not know that one is gone: %r", tenant, error)
 
-    async def _give_back(self, tenant: str, file_ids: Sequence[str]) -> Sequence[None]:
-        await self._count(self._known[tenant], dict.fromkeys(file_ids, 0), gone=True)
-        return [None] * len(file_ids)
+    async def _give_back(self, tenant: str, gone: Sequence[_Asked]) -> Sequence[None]:
+        await self._count(self._known[tenant], gone, gone=True)
+        return [None] * len(gone)
 
     async def of(self, tenant: str) -> llm_pb2.FilesQuota | None:
         """Return the quota of a tenant, None without one. Raises like take()."""
@@ -199,27 +234,28 @@ class FileQuotas:
         if known.looked_at is None or now - known.looked_at > _FRESH.total_seconds():
             await self._shared.fresh(tenant, lambda: self._look(tenant))
         known.counted = {
-            id_: counted for id_, counted in known.counted.items() if now - counted[1] < _SHOWN_AFTER.total_seconds()
+            id_: counted for id_, counted in known.counted.items() if now - counted.heard < _SHOWN_AFTER.total_seconds()
         }
-        sizes = dict(known.sizes)
-        for id_, (size, _) in known.counted.items():
-            if size is None:
+        sizes = {id_: file.size for id_, file in known.listed.items()}
+        for id_, last in known.counted.items():
+            if last.size is not None:
+                sizes[id_] = max(last.size, sizes.get(id_, 0))
+            elif not 0 < last.created < known.listed.get(id_, last).created:
                 sizes.pop(id_, None)
-            else:
-                sizes[id_] = max(size, sizes.get(id_, 0))
         return sizes
 
     async def _look(self, tenant: str) -> None:
         known = self._known[tenant]
         began = asyncio.get_running_loop().time()
-        found = {file.ref.file_id: _size(file) async for file in self._reader.all_of(tenant)}
-        known.sizes, known.looked_at = found, began
+        found = {file.ref.file_id: _listed(file) async for file in self._reader.all_of(tenant)}
+        known.listed, known.looked_at = found, began
 
 
 def _always() -> None:
     """Do nothing: the tenant has no quota."""
 
 
-def _size(file: file_pb2.File) -> int:
+def _listed(file: file_pb2.File) -> _Asked:
     """Return what a file has, or is to have."""
-    return max(file.committed_bytes, file.ref.size_bytes)
+    size = max(file.committed_bytes, file.ref.size_bytes)
+    return _Asked(file.ref.file_id, size, file.create_time.ToNanoseconds())

@@ -82,7 +82,6 @@ class FileRecords:
         if declared.HasField("expire_time") and declared.expire_time.ToDatetime(UTC) <= now:
             raise invalid([Violation("file.expire_time", "must be in the future")])
         audit.require_available()
-        counts = await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
         file = file_pb2.File(
             ref=declared.ref,
             user_id=declared.user_id,
@@ -92,6 +91,8 @@ class FileRecords:
         )
         file.ref.file_id = id_
         file.create_time.FromDatetime(now)
+        created = file.create_time.ToNanoseconds()
+        counts = await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes, created)
         file.expire_time.FromDatetime(now + self._settings.file_upload_ttl)
         record = internal_pb2.FileRecord(
             file=file,
@@ -144,7 +145,7 @@ class FileRecords:
             raise file_key_reused(first.file.user_id, first.request_id)
         return file
 
-    async def remove(self, workflow_id: str, id_: str) -> None:
+    async def remove(self, workflow_id: str, file: file_pb2.File) -> None:
         """Mark a file as deleted. Raises RPCError, AuditUnavailable."""
         try:
             await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE)
@@ -154,22 +155,30 @@ class FileRecords:
         except WorkflowUpdateFailedError as error:
             # It has ended with the update.
             _log.info("%s did not take a delete: %r", workflow_id, error.cause)
-        await self._quotas.give_back(tenant_of(workflow_id), id_)
+        await self._quotas.give_back(tenant_of(workflow_id), file.ref.file_id, file.create_time.ToNanoseconds())
 
     async def commit(
-        self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float, *, counted: bool
+        self,
+        workflow_id: str,
+        file: file_pb2.File,
+        commit: internal_pb2.CommitSegmentRequest,
+        began: float,
+        *,
+        counted: bool,
     ) -> file_pb2.File:
-        """Commit a segment, and return the file, which ends with it. A repeat of the update changes nothing.
+        """Commit a segment of a file, and return the file, which ends with it. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. `counted`: whether the quotas count the file's
         whole size since its beginning, because it was declared. Raises ApiError ABORTED when another upload was
         faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota, INVALID_ARGUMENT beyond the maximum
         number of segments.
         """
-        counts = None
+        counts, id_, created = None, file.ref.file_id, file.create_time.ToNanoseconds()
         if not counted and commit.segment.size:
             try:
-                counts = await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
+                counts = await self._quotas.take(
+                    tenant_of(workflow_id), id_, commit.offset + commit.segment.size, created
+                )
             except ApiError:
                 await self._discard(workflow_id, commit)
                 raise
@@ -182,7 +191,7 @@ class FileRecords:
             if counts is not None:
                 counts()
             try:
-                file: file_pb2.File = await self._effects.update(
+                changed: file_pb2.File = await self._effects.update(
                     workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, update_id=update_id, result_type=file_pb2.File
                 )
             except WorkflowUpdateFailedError as error:
@@ -201,10 +210,10 @@ class FileRecords:
                     raise
                 _log.info("%s did not take a commit: %s %s", workflow_id, error.status.name, error)
             else:
-                if file.committed_bytes != commit.offset + commit.segment.size:
+                if changed.committed_bytes != commit.offset + commit.segment.size:
                     # Its answer was lost, and another upload has gone on before the repeat.
-                    raise upload_overtaken(file.committed_bytes)
-                return file
+                    raise upload_overtaken(changed.committed_bytes)
+                return changed
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _discard(self, workflow_id: str, commit: internal_pb2.CommitSegmentRequest) -> None:

@@ -70,10 +70,10 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
     async def DeleteFile(self, request: file_pb2.DeleteFileRequest, context: _Context) -> file_pb2.DeleteFileResponse:
         """See file.proto."""
         caller, records = current_caller(), self._stored().records
-        await self._reader.get(caller, request.file_id)
+        file = await self._reader.get(caller, request.file_id)
         if request.file_id.startswith(OUTPUT_ID_PREFIX):
             raise file_of_job(request.file_id)
-        await records.remove(file_workflow_id(request.file_id, caller.tenant), request.file_id)
+        await records.remove(file_workflow_id(request.file_id, caller.tenant), file)
         return file_pb2.DeleteFileResponse()
 
     def _stored(self) -> "_Files":

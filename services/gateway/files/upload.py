@@ -107,13 +107,13 @@ class Uploads:
             commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
             commit.segment.name, commit.segment.size = segment
             if incoming.last:
-                await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
-            file = await self._records.commit(workflow_id, id_, commit, began, counted=counted)
+                await self._finish(commit, workflow_id, file, declared, segments, sha256, store)
+            file = await self._records.commit(workflow_id, file, commit, began, counted=counted)
         if incoming.last and file.state != file_pb2.FILE_STATE_READY:
             commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
-            await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
+            await self._finish(commit, workflow_id, file, declared, segments, sha256, store)
             now = asyncio.get_running_loop().time()
-            file = await self._records.commit(workflow_id, id_, commit, now, counted=counted)
+            file = await self._records.commit(workflow_id, file, commit, now, counted=counted)
         return file
 
     def _check_size(self, declared: file_pb2.File, size: int) -> None:
@@ -128,7 +128,7 @@ class Uploads:
         self,
         commit: internal_pb2.CommitSegmentRequest,
         workflow_id: str,
-        id_: str,
+        file: file_pb2.File,
         declared: file_pb2.File,
         segments: list[StoredObject],
         sha256: "hashlib._Hash | None",
@@ -137,7 +137,7 @@ class Uploads:
         """Make the commit the last one. Raises ApiError, and removes the file, if it is not what was declared."""
         if sha256 is None:
             sha256 = hashlib.sha256()
-            with store_errors(id_):
+            with store_errors(file.ref.file_id):
                 for segment in segments:
                     async with aclosing(store.read(segment)) as pieces:
                         async for piece in pieces:
@@ -151,6 +151,6 @@ class Uploads:
             rule = f"says {declared.ref.sha256.hex()}; the content has {sha256.hexdigest()}"
             violations.append(Violation("file.ref.sha256", rule))
         if violations:
-            await self._records.remove(workflow_id, id_)
+            await self._records.remove(workflow_id, file)
             raise invalid(violations)
         commit.last, commit.sha256 = True, sha256.digest()

@@ -98,7 +98,8 @@ class PipelineSubmission:
         chosen.resumed = resumed
         reuse = WorkflowIDReusePolicy
         # What a pipeline without a budget will use is not known. It leases what its steps need.
-        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
+        reservation = chosen.create_time.ToNanoseconds()
+        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens, reservation)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
         try:
             await self._effects.start(
@@ -123,10 +124,11 @@ class PipelineSubmission:
                 if not await self._reader.was_deleted(id_):
                     raise
                 if chosen.ledger:
-                    await self._open_jobs.release(caller.tenant, id_)
+                    await self._open_jobs.release(caller.tenant, id_, reservation)
                 raise work_deleted("pipeline", pipeline.user_id, pipeline.request_id) from None
-            if chosen.ledger and found.state in FINAL_STATES:
-                await self._open_jobs.release(caller.tenant, id_)
+            # A start whose answer was lost has found itself.
+            if chosen.ledger and (found.root.start_time != chosen.create_time or found.state in FINAL_STATES):
+                await self._open_jobs.release(caller.tenant, id_, reservation)
             return found
         _log.info("pipeline accepted", extra={"workflow_id": id_})
         status = new_status(id_, pipeline, chosen)

@@ -1,6 +1,7 @@
 """The activities by which pipelines read and write files of text: see pipelines.files."""
 
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final, NoReturn
@@ -75,7 +76,7 @@ class PipelineTexts:
             return earlier
         try:
             store = self._required_store().of_tenant(tenant)
-            counts = await self._quotas.take(tenant, id_, len(content))
+            counts = await self._quotas.take(tenant, id_, len(content), time.time_ns())
             with store_errors(id_):
                 stored = await store.put(store.new_name(self._files.prefix(id_, tenant)), _pieces(content))
             counts()
