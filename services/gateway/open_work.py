@@ -1,7 +1,9 @@
 """Counts the batches and pipelines that have not ended, for metrics: see services.gateway.open_jobs.
 
 Each kind is one page of visibility's list per interval, of up to 1,000 workflows. Where more have not ended, a count
-says how many, and the pages of one interval after the other lead to the oldest: visibility lists the newest first.
+says how many, and the pages of one interval after the other lead to the oldest: visibility lists those first whose
+present runs began last. The age is that of the oldest on the last page, so it is too low until the walk has ended, and
+of a batch that has gone on in a new run since.
 """
 
 import asyncio
@@ -50,7 +52,8 @@ class OpenWork:
             f"llm.{kind}.oldest.age",
             [self._observe_age],
             "s",
-            f"Time since the oldest of the {self._name} that have not ended was created. 0 without one.",
+            f"Time since the oldest of the {self._name} that have not ended was created; where more than {most:,} have "
+            f"not, the oldest of {most:,}: each interval looks at earlier ones. 0 without one.",
         )
 
     async def keep_counting(self, interval: timedelta) -> None:
