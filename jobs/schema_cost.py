@@ -65,10 +65,10 @@ def _objects(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for _ in range(MAX_DEPTH):
         inner: list[dict[str, Any] | list[Any]] = []
         for item in level:
-            if isinstance(item, dict):
+            if isinstance(item, dict) and item:
                 yield item
             values = item.values() if isinstance(item, dict) else item
-            inner.extend([value for value in values if value and isinstance(value, _CONTAINERS)])
+            inner.extend([value for value in values if isinstance(value, _CONTAINERS)])
         if not inner:
             return
         level = inner

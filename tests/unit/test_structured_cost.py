@@ -181,6 +181,8 @@ def test_the_depth_of_a_schema_is_bounded() -> None:
     assert violations(json_schema=nested(100)) == []
     assert "128 deep" in str(violations(json_schema=nested(300)))
     assert "128 deep" in str(violations(json_schema='{"anyOf":' + "[" * 130 + "]" * 130 + "}"))
+    assert violations(json_schema='{"a":' * 127 + "{}" + "}" * 127) == []
+    assert "128 deep" in str(violations(json_schema='{"a":' * 128 + "{}" + "}" * 128)), "an empty object is one, too"
 
 
 def test_the_optional_properties_of_an_object_are_bounded() -> None:

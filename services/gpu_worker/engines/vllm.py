@@ -39,8 +39,9 @@ from services.gpu_worker.engines.chat import PromptEncoder
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter
 from services.gpu_worker.engines.structured_guard import PACE_STEPS, Member, StructuredGuard
-from services.gpu_worker.engines.vllm_options import choose_socket_folder, engine_arguments, gpu_info, new_guard
+from services.gpu_worker.engines.vllm_options import engine_arguments, gpu_info, new_guard
 from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
+from services.gpu_worker.engines.vllm_sockets import choose_socket_folder
 from services.gpu_worker.engines.vllm_stats import LatestStats
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,7 @@
 """The options that vLLM is started with: the operator's and those that the worker chooses."""
 
-import atexit
 import dataclasses
 import os
-from contextlib import ExitStack
 from typing import Any, Final
 
 from vllm import AsyncEngineArgs
@@ -11,7 +9,6 @@ from vllm.config import StructuredOutputsConfig
 from vllm.platforms import current_platform
 
 from llm_pb import llm_pb2
-from runtime.work_folders import sweep_work_folders, work_folder
 from services.gpu_worker.engines.engine import EngineConfig
 from services.gpu_worker.engines.structured_guard import FLOOR, SLOWDOWN, StructuredGuard
 
@@ -25,10 +22,6 @@ guidance limits its own. Of vLLM's others outlines compiles .{0,100} for 47 s an
 tokens; xgrammar takes 2 s and 0.3 s), and nothing limits lm-format-enforcer. auto chooses the backend that an engine's
 first structured job needs, which may be outlines, for all jobs that follow."""
 CPU_CACHE_BYTES: Final = 1 << 30
-SOCKETS: Final = "VLLM_RPC_BASE_PATH"
-"""The variable that names the folder of the sockets between vLLM's processes."""
-_SOCKETS_PREFIX: Final = "vllm-"
-"""Prefix of that folder's name, short because the path of a socket has at most 107 bytes."""
 
 
 def engine_arguments(config: EngineConfig) -> AsyncEngineArgs:
@@ -47,19 +40,6 @@ def engine_arguments(config: EngineConfig) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=config.model_path, max_num_seqs=config.max_concurrent, scheduling_policy="priority", **options
     )
-
-
-def choose_socket_folder() -> None:
-    """Give vLLM a folder of this process for its sockets, unless the operator has named one.
-
-    vLLM's default is the system's folder for temporary files, where a killed process leaves its sockets for ever.
-    """
-    if SOCKETS in os.environ:
-        return
-    sweep_work_folders(_SOCKETS_PREFIX)
-    folders = ExitStack()
-    os.environ[SOCKETS] = str(folders.enter_context(work_folder(_SOCKETS_PREFIX)))
-    atexit.register(folders.close)
 
 
 def new_guard(config: EngineConfig) -> StructuredGuard:
