@@ -13,6 +13,10 @@ _ALL: Final = "all-linear"
 """peft's name for every linear layer but the output."""
 
 
+_SHOWN: Final = 32
+"""Maximum number of names of modules in an error message."""
+
+
 class Adapter(NamedTuple):
     """An adapter that is trained. See TrainingSpec."""
 
@@ -39,7 +43,7 @@ def add_adapter(model: Any, adapter: Adapter) -> Any:
     # Seconds: see the module.
     from peft import LoraConfig, get_peft_model
 
-    _check(model, adapter.modules)
+    check_modules(model, adapter.modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -56,14 +60,28 @@ def merge_adapter(model: Any) -> Any:
     return model.merge_and_unload()
 
 
-def _check(model: Any, modules: tuple[str, ...]) -> None:
-    """Raise ValueError for names of modules that would be left out silently, or merged into what others share."""
+def check_modules(model: Any, modules: tuple[str, ...]) -> None:
+    """Raise ValueError for names of modules that would be left out silently, or merged into what others share.
+
+    The model may be one without weights, on torch's device "meta".
+    """
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     for wanted in modules:
         found = [part for name, part in model.named_modules() if f".{name}".endswith(f".{wanted}")]
         if not found:
-            raise ValueError(f"lora_modules: the model has no module {wanted!r}")
+            layers = {
+                name.rpartition(".")[2]
+                for name, part in model.named_modules()
+                if _is_linear(part) and all(owners[id(parameter)] == 1 for parameter in part.parameters())
+            }
+            known = ", ".join(sorted(layers)[:_SHOWN])
+            raise ValueError(f"lora_modules: the model has no module {wanted!r}; it has {known}")
         if any(owners[id(parameter)] > 1 for part in found for parameter in part.parameters()):
             raise ValueError(f"lora_modules: the weights of {wanted!r} are those of another module as well")
+
+
+def _is_linear(part: Any) -> bool:
+    """Return whether a part of a model is a linear layer, by torch's or transformers' name of its class."""
+    return type(part).__name__ in ("Linear", "Conv1D")

@@ -32,7 +32,7 @@ from services.trainer.failures import step_errors
 from services.trainer.settings import WORK_PREFIX, TrainerSettings
 from services.trainer.shards import SHARD_TOKENS, Datasets, read_shards
 from services.trainer.tokenizing import Tokenizing
-from services.trainer.training import TrainedModel
+from services.trainer.training import TrainedModel, require_modules
 from store.models import get_file, put_model
 from store.store import Store
 
@@ -77,6 +77,11 @@ class TrainingSteps:
         with self._working() as folder:
             base = await self._models.resolve(spec.base_model, _tenant())
             where = await self._models.folder(base, _tenant(), folder / "base")
+            if (adapter := adapter_of(spec)) is not None and adapter.modules:
+                try:
+                    await asyncio.to_thread(require_modules, where, adapter)
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ApplicationError(str(error), type=TRAINING_FAILED, non_retryable=True) from error
             files = await self._fetch(task, folder)
             found = await asyncio.to_thread(inspect, files.dataset, files.held_out, settings.max_documents)
             return internal_pb2.DatasetReport(

@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from temporalio.exceptions import ApplicationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from jobs.training import TRAINING_DIVERGED
-from services.trainer.adapters import Adapter, add_adapter, merge_adapter
+from services.trainer.adapters import Adapter, add_adapter, check_modules, merge_adapter
 
 ROW_TOKENS: Final = 512
 """Maximum length of a row, which is what a document's token can see."""
@@ -218,6 +218,14 @@ def load_model(folder: Path, device: torch.device) -> Any:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
     return model.to(device)
+
+
+def require_modules(folder: Path, adapter: Adapter) -> None:
+    """Raise ValueError for modules of an adapter that the model in a folder does not have. No weights are loaded."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    check_modules(model, adapter.modules)
 
 
 def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -232,7 +232,8 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     await worker.terminate()
     seen = await train(tenants, dataset, lora_rank=4, lora_modules=["w_proj"])
     assert reason_of(seen.status.root.error) == training.TRAINING_FAILED
-    assert "the model has no module 'w_proj'" in seen.status.root.error.message
+    assert "the model has no module 'w_proj'; it has down_proj, " in seen.status.root.error.message
+    assert "preprocess" not in seen.steps, "it is found before the data set is tokenized"
 
 
 @pytest.mark.long
