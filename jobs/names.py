@@ -232,7 +232,5 @@ PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.
 PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
-# A ledger keeps what was reserved recently for a pipeline that has ended: it may be about to start again.
-PATCH_RESERVED_AGAIN: Final = "keeps-reservations-of-ended-pipelines"
 # A trained model is removed with its last version.
 PATCH_REMOVED_MODELS: Final = "removes-models"

@@ -1077,7 +1077,6 @@ class LedgerState(_message.Message):
     USED_TOKENS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     FILES_VERSION_FIELD_NUMBER: _builtins.int
-    RELEASED_FIELD_NUMBER: _builtins.int
     max_updates: _builtins.int
     """Number of updates after which the workflow continues in a new run. Default 1000: Temporal refuses the 2001st of a run."""
     day: _builtins.int
@@ -1104,10 +1103,6 @@ class LedgerState(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedFile]:
         """The files that were counted recently: see CountFilesRequest."""
 
-    @_builtins.property
-    def released(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleasedSlot]:
-        """The slots of batches and pipelines that were released last, 1000 at most: a lease that arrives after its release gets no tokens."""
-
     def __init__(
         self,
         *,
@@ -1119,11 +1114,10 @@ class LedgerState(_message.Message):
         used_tokens: _builtins.int = ...,
         files: _abc.Iterable[Global___CountedFile] | None = ...,
         files_version: _builtins.int = ...,
-        released: _abc.Iterable[Global___ReleasedSlot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "files", b"files", "files_version", b"files_version", "max_updates", b"max_updates", "released", b"released", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "files", b"files", "files_version", b"files_version", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1173,15 +1167,12 @@ class LedgerSlot(_message.Message):
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     SETTLED_TOKENS_FIELD_NUMBER: _builtins.int
-    RESERVATION_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the job."""
     output_tokens: _builtins.int
     """Number of output tokens that are reserved for the job: the maximum that it may generate, beyond settled_tokens."""
     settled_tokens: _builtins.int
     """Number of output tokens of the job that count as used already. 0 for a job that leases none."""
-    reservation: _builtins.int
-    """As in ReserveRequest.reservations."""
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When the slot was last reserved: a repeated Submit reserves the slot of its job again."""
@@ -1193,41 +1184,14 @@ class LedgerSlot(_message.Message):
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
         output_tokens: _builtins.int = ...,
         settled_tokens: _builtins.int = ...,
-        reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reservation", b"reservation", "reserve_time", b"reserve_time", "settled_tokens", b"settled_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "settled_tokens", b"settled_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LedgerSlot: _TypeAlias = LedgerSlot  # noqa: Y015
-
-@_typing.final
-class ReleasedSlot(_message.Message):
-    """A slot of a ledger that was released."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
-    RESERVATION_FIELD_NUMBER: _builtins.int
-    workflow_id: _builtins.str
-    """Workflow id of the job."""
-    reservation: _builtins.int
-    """As in ReserveRequest.reservations."""
-    def __init__(
-        self,
-        *,
-        workflow_id: _builtins.str = ...,
-        reservation: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation", "workflow_id", b"workflow_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleasedSlot: _TypeAlias = ReleasedSlot  # noqa: Y015
 
 @_typing.final
 class ReserveRequest(_message.Message):
@@ -1239,7 +1203,6 @@ class ReserveRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
-    RESERVATIONS_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """Maximum number of slots in use, as the gateway's settings have it now. Slots beyond it are kept."""
     output_tokens_limit: _builtins.int
@@ -1252,13 +1215,6 @@ class ReserveRequest(_message.Message):
     def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of output tokens to reserve for each of workflow_ids, in their order. Empty: none."""
 
-    @_builtins.property
-    def reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Identifies each reservation among those of its workflow id, in the order of workflow_ids. A pipeline that has failed may be submitted
-        again under its id: its reservation is the create_time of its options in nanoseconds since 1970. 0 for what is started once. Empty:
-        0 for each.
-        """
-
     def __init__(
         self,
         *,
@@ -1266,11 +1222,10 @@ class ReserveRequest(_message.Message):
         limit: _builtins.int = ...,
         output_tokens: _abc.Iterable[_builtins.int] | None = ...,
         output_tokens_limit: _builtins.int | None = ...,
-        reservations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "reservations", b"reservations", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
     _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
@@ -1329,7 +1284,6 @@ class LeaseRequest(_message.Message):
     WANTED_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
-    RESERVATION_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the batch. Without a slot it gets one."""
     used_tokens: _builtins.int
@@ -1344,8 +1298,6 @@ class LeaseRequest(_message.Message):
     """As in ReserveRequest. In the input of the activity as the batch has it: a gateway that knows another one replaces it."""
     alone: _builtins.bool
     """Whether nothing of the batch runs: all that it holds is for the item that lacks tokens."""
-    reservation: _builtins.int
-    """As in ReserveRequest.reservations."""
     def __init__(
         self,
         *,
@@ -1356,11 +1308,10 @@ class LeaseRequest(_message.Message):
         wanted_tokens: _builtins.int = ...,
         output_tokens_limit: _builtins.int | None = ...,
         alone: _builtins.bool = ...,
-        reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "alone", b"alone", "held_tokens", b"held_tokens", "least_tokens", b"least_tokens", "output_tokens_limit", b"output_tokens_limit", "reservation", b"reservation", "used_tokens", b"used_tokens", "wanted_tokens", b"wanted_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "alone", b"alone", "held_tokens", b"held_tokens", "least_tokens", b"least_tokens", "output_tokens_limit", b"output_tokens_limit", "used_tokens", b"used_tokens", "wanted_tokens", b"wanted_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
     _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
@@ -1532,7 +1483,6 @@ class ReleaseRequest(_message.Message):
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of jobs whose outcome is settled. Those without a slot are ignored."""
@@ -1543,20 +1493,15 @@ class ReleaseRequest(_message.Message):
         has used what is reserved for it.
         """
 
-    @_builtins.property
-    def reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """As in ReserveRequest: what was reserved otherwise for the same workflow ids is kept. 0: all that is reserved for its workflow id."""
-
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
         output_tokens: _abc.Iterable[_builtins.int] | None = ...,
-        reservations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reservations", b"reservations", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,10 +9,9 @@ the update Lease. With each lease it tells what it has used, which counts from t
 
 A ledger of files holds no slots: see workflows.counted_files.
 
-A slot is bound to the job's workflow id, so that a job never holds two: see workflows.ledger_slots. Only the end
-of its job frees a slot: nobody who has reserved one can know that no other gateway is about to start the same job. A
-slot whose job cannot release it is found by a check, which asks Temporal about the jobs that were asked about longest
-ago:
+A slot is bound to the job's workflow id, so that a job never holds two. Only the end of its job frees a slot: nobody
+who has reserved one can know that no other gateway is about to start the same job. A slot whose job cannot release it
+is found by a check, which asks Temporal about the jobs that were asked about longest ago:
 
 - The job was terminated, deleted, or ended by Temporal with its total time: it is closed or unknown.
 - The gateway died between reservation and start: the job is unknown, and its reservation is older than any start under
@@ -23,7 +22,7 @@ because the update's validator refuses it.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -38,7 +37,6 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import activities
 from workflows.counted_files import CountedFiles
-from workflows.ledger_slots import Slot, Slots, pairs
 
 _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
@@ -49,8 +47,20 @@ _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
 _LEAST_LEASES: Final = 4
 """Number of leases that are left for others where a batch could use all."""
+_MAX_RELEASED: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INPUT: Final = "Reserve takes one ReserveRequest"
+
+
+class Slot(NamedTuple):
+    """The slot of a job."""
+
+    reserved_at: datetime
+    """When it was last reserved."""
+    output_tokens: int
+    """Number of output tokens that are reserved for the job."""
+    settled: int = 0
+    """Number of its output tokens that count as used already."""
 
 
 @workflow.defn(name=names.LEDGER_WORKFLOW_TYPE)
@@ -70,9 +80,15 @@ class LLMLedgerWorkflow:
                 if state.HasField(name):
                     getattr(self._settings, name).CopyFrom(getattr(state, name))
             self._settings.max_updates = state.max_updates or _MAX_UPDATES
-        self._slots = Slots(state)
+        self._slots = {
+            slot.workflow_id: Slot(slot.reserve_time.ToDatetime(UTC), slot.output_tokens, slot.settled_tokens)
+            for slot in (state.slots if state else ())
+        }
+        """The slot of each job. The job that was checked longest ago comes first."""
         self._day, self._used_tokens = (state.day, state.used_tokens) if state else (0, 0)
         self._files = CountedFiles(state.files, state.files_version) if state else CountedFiles()
+        self._released: dict[str, None] = {}
+        """The batches and pipelines that have released their slots last in this run."""
         self._updates = 0
         self._next_check = workflow.now()
 
@@ -99,10 +115,12 @@ class LLMLedgerWorkflow:
         if self._refusals(request) and self._check_is_due():
             await self._check()
         refusals = self._refusals(request)
-        reservations = [number for _, number in pairs(request.workflow_ids, request.reservations)]
-        for (id_, tokens), reservation in zip(_asked(request), reservations, strict=False):
+        for id_, tokens in _asked(request):
             if id_ not in refusals:
-                self._slots.reserve(id_, reservation, tokens, workflow.now())
+                # A repeated Submit reserves the tokens that the job has already.
+                slot = self._slots.get(id_, Slot(workflow.now(), tokens))
+                self._slots[id_] = slot._replace(reserved_at=workflow.now())
+                self._released.pop(id_, None)
         return internal_pb2.ReserveResponse(
             refused=refusals,
             refused_by_reserved_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_RESERVED],
@@ -131,18 +149,18 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError("Lease takes one LeaseRequest")
         self._updates += 1
+        if request.workflow_id in self._released and workflow.patched(names.PATCH_RELEASED_LEASES):
+            # It has ended while this was under way, and nothing would free a slot soon.
+            return internal_pb2.LeaseResponse()
         if not self._lease_of(request) and self._check_is_due():
             await self._check()
-        id_, reservation = request.workflow_id, request.reservation
-        if self._slots.was_released(id_, reservation) and workflow.patched(names.PATCH_RELEASED_LEASES):
-            # It has ended while this or the check was under way, and nothing would free a slot soon.
-            return internal_pb2.LeaseResponse()
-        slot = self._slots.get(id_, reservation) or Slot(workflow.now(), 0, request.used_tokens)
+        id_ = request.workflow_id
+        slot = self._slots.get(id_, Slot(workflow.now(), 0, request.used_tokens))
         self._count(max(request.used_tokens - slot.settled, 0))
         settled = max(request.used_tokens, slot.settled)
-        self._slots.put(id_, reservation, Slot(slot.reserved_at, request.held_tokens, settled))
+        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens, settled)
         leased = self._lease_of(request)
-        self._slots.put(id_, reservation, Slot(slot.reserved_at, request.held_tokens + leased, settled))
+        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens + leased, settled)
         never = (
             not leased and request.alone and request.held_tokens + request.least_tokens > request.output_tokens_limit
         )
@@ -169,10 +187,12 @@ class LLMLedgerWorkflow:
         """Free the slots of jobs, and count what they have used."""
         if request is not None:
             known = len(request.output_tokens) == len(request.workflow_ids)
-            for index, (id_, reservation) in enumerate(pairs(request.workflow_ids, request.reservations)):
-                self._count(self._slots.free(id_, reservation, request.output_tokens[index] if known else None))
+            for index, id_ in enumerate(request.workflow_ids):
+                self._free(id_, request.output_tokens[index] if known else None)
                 if is_batch(id_) or is_pipeline(id_):
-                    self._slots.note_release(id_, reservation)
+                    self._released[id_] = None
+                    if len(self._released) > _MAX_RELEASED:
+                        del self._released[next(iter(self._released))]
 
     @workflow.query(name=names.QUERY_GET_LEDGER)
     def get_ledger(self) -> internal_pb2.LedgerState:
@@ -189,7 +209,7 @@ class LLMLedgerWorkflow:
         """Return the slots and tokens in use, as numbers."""
         return internal_pb2.LedgerUsage(
             slots=len(self._slots),
-            reserved_tokens=self._slots.reserved_tokens(),
+            reserved_tokens=self._reserved_tokens(),
             day=self._day,
             used_tokens=self._used_tokens,
         )
@@ -197,7 +217,7 @@ class LLMLedgerWorkflow:
     def _refusals(self, request: internal_pb2.ReserveRequest) -> dict[str, str]:
         """Return the jobs that cannot get a slot now, and for each the type of error that says why. Changes nothing."""
         refusals: dict[str, str] = {}
-        given, reserved = {*self._slots}, self._slots.reserved_tokens()
+        given, reserved = {*self._slots}, self._reserved_tokens()
         used = self._used_tokens if self._day == _today() else 0
         for id_, tokens in _asked(request):
             if id_ in given:
@@ -216,15 +236,23 @@ class LLMLedgerWorkflow:
         """Return how many tokens there are for a batch now, beyond what it holds. Changes nothing."""
         if not request.HasField("output_tokens_limit"):
             return request.wanted_tokens
-        held = self._slots.get(request.workflow_id, request.reservation)
-        slot = held or Slot(workflow.now(), 0, request.used_tokens)
+        slot = self._slots.get(request.workflow_id, Slot(workflow.now(), 0, request.used_tokens))
         used = self._used_tokens if self._day == _today() else 0
         used += max(request.used_tokens - slot.settled, 0)
-        others = self._slots.reserved_tokens() - slot.output_tokens
+        others = self._reserved_tokens() - slot.output_tokens
         free = request.output_tokens_limit - used - others - request.held_tokens
         if free < request.least_tokens:
             return 0
         return min(max(request.least_tokens, free // _LEAST_LEASES), max(request.wanted_tokens, request.least_tokens))
+
+    def _reserved_tokens(self) -> int:
+        return sum(slot.output_tokens for slot in self._slots.values())
+
+    def _free(self, id_: str, used_tokens: int | None) -> None:
+        """Free the slot of a job that has used so many output tokens; None: it has used all that are reserved."""
+        if (slot := self._slots.pop(id_, None)) is None:
+            return
+        self._count(slot.output_tokens if used_tokens is None else max(used_tokens - slot.settled, 0))
 
     def _count(self, tokens: int) -> None:
         """Count tokens as used today."""
@@ -253,14 +281,13 @@ class LLMLedgerWorkflow:
         no_start_since = now - self._settings.start_timeout.ToTimedelta()
         for index, id_ in enumerate(found.ended):
             used = found.output_tokens[index] if index < len(found.output_tokens) else -1
-            # A pipeline that has ended may be about to start again.
-            again = is_pipeline(id_) and workflow.patched(names.PATCH_RESERVED_AGAIN)
-            before = no_start_since if again else None
-            self._count(self._slots.free_reserved_before(id_, before, None if used < 0 else used))
+            self._free(id_, None if used < 0 else used)
         for id_ in found.missing:
-            self._count(self._slots.free_reserved_before(id_, no_start_since, 0))
+            if id_ in self._slots and self._slots[id_].reserved_at <= no_start_since:
+                self._free(id_, 0)
         for id_ in checked:
-            self._slots.move_to_end(id_)
+            if (slot := self._slots.pop(id_, None)) is not None:
+                self._slots[id_] = slot
 
     def _too_long(self) -> bool:
         """Return whether to continue in a new run."""
@@ -270,7 +297,9 @@ class LLMLedgerWorkflow:
         state = internal_pb2.LedgerState()
         state.CopyFrom(self._settings)
         state.day, state.used_tokens = self._day, self._used_tokens
-        self._slots.save(state)
+        for id_, slot in self._slots.items():
+            kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens, settled_tokens=slot.settled)
+            kept.reserve_time.FromDatetime(slot.reserved_at)
         self._files.save(state)
         return state
 

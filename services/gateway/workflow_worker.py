@@ -107,20 +107,17 @@ class LocalActivities:
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(
-        self, feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "", reservation: int = 0
-    ) -> None:
+    async def forget_feed(self, feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "") -> None:
         """Notify the job's watchers at all gateways that it is about to end, then remove its feed.
 
         `feed_key` is that of the RunRequest. `ledger` is the ledger that holds a slot for the job, which is released;
-        the job has used `output_tokens`; `reservation` is as in ReserveRequest.
-        It is released here because a local activity of its own would cost each job
+        the job has used `output_tokens`. It is released here because a local activity of its own would cost each job
         an event, and because a job whose outcome is settled uses no GPU any more. `waiter` is the workflow that waits
         for the job. It is signalled, and finds out by itself if it is not.
         """
         job_id = activity.info().workflow_id
         if ledger and job_id:
-            await self._releases.release(ledger, job_id, output_tokens, reservation)
+            await self._releases.release(ledger, job_id, output_tokens)
         if waiter:
             await signal_settled(self._client, waiter)
         key, feed = _key_of(feed_key), self._feed_of_tenant()

@@ -11,12 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import (
-    Client,
-    WorkflowContinuedAsNewError,
-    WorkflowExecutionStatus,
-    WorkflowUpdateFailedError,
-)
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
@@ -420,63 +415,4 @@ async def test_a_lease_after_the_end_of_its_batch_keeps_no_slot(temporal: Client
     assert (usage.slots, usage.reserved_tokens, usage.used_tokens) == (0, 0, 4)
     await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
     assert await leased() == 9
-    await ledger.terminate()
-
-
-def reserved(workflow_id: str, reservation: int) -> internal_pb2.ReserveRequest:
-    return internal_pb2.ReserveRequest(workflow_ids=[workflow_id], limit=5, reservations=[reservation])
-
-
-async def test_a_late_release_frees_nothing_of_a_pipeline_that_was_submitted_again(
-    temporal: Client, stack: Stack
-) -> None:
-    """Its id is the same. The release of the first run counts what that has used, and the second run leases on."""
-    tenant = f"again-{uuid.uuid4().hex[:8]}"
-    await start_ledger(temporal, tenant)
-    ledger = temporal.get_workflow_handle(ledger_workflow_id(tenant))
-    pipeline = f"llmpipe--{tenant}-a-b"
-
-    async def leased(reservation: int, **more: int) -> int:
-        request = internal_pb2.LeaseRequest(workflow_id=pipeline, reservation=reservation, least_tokens=1, **more)
-        request.wanted_tokens, request.output_tokens_limit = 9, 100
-        answer = await ledger.execute_update(names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse)
-        return answer.leased_tokens
-
-    async def usage() -> tuple[int, int, int]:
-        answer = await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
-        return answer.slots, answer.reserved_tokens, answer.used_tokens
-
-    for reservation in (1, 2):
-        request = reserved(pipeline, reservation)
-        await ledger.execute_update(names.UPDATE_RESERVE, request, result_type=internal_pb2.ReserveResponse)
-        assert await leased(reservation) == 9
-    assert await usage() == (1, 18, 0)
-    release = internal_pb2.ReleaseRequest(workflow_ids=[pipeline], output_tokens=[4], reservations=[1])
-    await ledger.signal(names.SIGNAL_RELEASE, release)
-    assert await usage() == (1, 9, 4)
-    assert await leased(2, held_tokens=9) == 9
-    assert await leased(1) == 0
-    release.reservations[:] = [2]
-    await ledger.signal(names.SIGNAL_RELEASE, release)
-    assert await usage() == (0, 0, 8)
-    await ledger.terminate()
-
-
-async def test_a_ledger_that_continues_knows_what_was_released(temporal: Client, stack: Stack) -> None:
-    """A lease that arrives in the next run, after the release of its batch, keeps no slot."""
-    tenant = f"goes-on-{uuid.uuid4().hex[:8]}"
-    await start_ledger(temporal, tenant, max_updates=1)
-    ledger = temporal.get_workflow_handle(ledger_workflow_id(tenant))
-    batch = f"llmbatch--{tenant}-a-b"
-    await ledger.signal(names.SIGNAL_RELEASE, internal_pb2.ReleaseRequest(workflow_ids=[batch], output_tokens=[4]))
-    first = (await ledger.describe()).run_id
-    other = reserved(f"llmbatch--{tenant}-a-c", 0)
-    await ledger.execute_update(names.UPDATE_RESERVE, other, result_type=internal_pb2.ReserveResponse)
-    async with asyncio.timeout(PATIENCE):
-        with pytest.raises(WorkflowContinuedAsNewError):
-            await temporal.get_workflow_handle(ledger.id, run_id=first).result(follow_runs=False)
-    lease = internal_pb2.LeaseRequest(workflow_id=batch, least_tokens=1, wanted_tokens=9, output_tokens_limit=100)
-    answer = await ledger.execute_update(names.UPDATE_LEASE, lease, result_type=internal_pb2.LeaseResponse)
-    assert answer.leased_tokens == 0
-    assert await ledger.query(names.QUERY_COUNT_SLOTS) == 1
     await ledger.terminate()

@@ -7,6 +7,7 @@ It is read from Temporal where somebody looks, so that it costs the pipeline no 
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -23,6 +24,7 @@ from jobs import names
 from jobs.pipelines import ENDED_STEPS
 from llm_pb import internal_pb2, pipeline_pb2
 from payload_converter import PayloadError
+from pipelines.training import TRAIN
 from services.gateway.batches.reader import BatchReader
 from services.gateway.errors import ApiError
 from services.gateway.scopes import gateway_for
@@ -65,7 +67,9 @@ class LiveSteps:
             pending = sorted(items, key=lambda item: (len(item.activity_id), item.activity_id))
             if len(pending) == len(activities):
                 for node, item in zip(activities, pending, strict=True):
-                    found[node.number] = await self._of_activity(description.id, item)
+                    # An earlier one is of a step that has ended since.
+                    if item.scheduled_time.ToNanoseconds() >= node.step.start_time.ToNanoseconds():
+                        found[node.number] = await self._of_activity(description.id, node, item)
         return found
 
     async def _of_batch(self, batch_id: str) -> pipeline_pb2.StepStatus | None:
@@ -84,10 +88,14 @@ class LiveSteps:
             self._known.popitem(last=False)
         return step
 
-    async def _of_activity(self, pipeline_id: str, pending: PendingActivityInfo) -> pipeline_pb2.StepStatus:
-        step = pipeline_pb2.StepStatus(queued=pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED)
+    async def _of_activity(
+        self, pipeline_id: str, node: internal_pb2.PipelineNode, pending: PendingActivityInfo
+    ) -> pipeline_pb2.StepStatus:
+        waits = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+        # The time of an attempt that has failed is that of the next one.
+        step = pipeline_pb2.StepStatus(queued=waits and pending.scheduled_time.ToNanoseconds() <= time.time_ns())
         beats = pending.heartbeat_details.payloads
-        if pending.activity_type.name == names.ACTIVITY_TRAIN_MODEL and beats:
+        if pending.activity_type.name == names.ACTIVITY_TRAIN_MODEL and node.step.path == TRAIN and beats:
             try:
                 beat, *_ = await self._converter.decode(beats, [internal_pb2.TrainingHeartbeat])
             except (PayloadError, KeysUnavailable) as error:

@@ -98,8 +98,7 @@ class PipelineSubmission:
         chosen.resumed = resumed
         reuse = WorkflowIDReusePolicy
         # What a pipeline without a budget will use is not known. It leases what its steps need.
-        reservation = chosen.create_time.ToNanoseconds()
-        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens, reservation)
+        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
         try:
             await self._effects.start(
@@ -124,11 +123,10 @@ class PipelineSubmission:
                 if not await self._reader.was_deleted(id_):
                     raise
                 if chosen.ledger:
-                    await self._open_jobs.release(caller.tenant, id_, reservation)
+                    await self._open_jobs.release(caller.tenant, id_)
                 raise work_deleted("pipeline", pipeline.user_id, pipeline.request_id) from None
-            # A start whose answer was lost has found itself.
-            if chosen.ledger and (found.root.start_time != chosen.create_time or found.state in FINAL_STATES):
-                await self._open_jobs.release(caller.tenant, id_, reservation)
+            if chosen.ledger and found.state in FINAL_STATES:
+                await self._open_jobs.release(caller.tenant, id_)
             return found
         _log.info("pipeline accepted", extra={"workflow_id": id_})
         status = new_status(id_, pipeline, chosen)

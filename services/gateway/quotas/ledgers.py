@@ -66,20 +66,18 @@ class Ledger:
         self.limit: Final = limit
         self.tokens_per_day: Final = tokens_per_day
         self._shared = SharedCalls()
-        self._groups: GroupCommit[tuple[str, int, int], str] = GroupCommit(
+        self._groups: GroupCommit[tuple[str, int], str] = GroupCommit(
             self._reserve_group, max_group=_MAX_GROUP, max_waiting=MAX_WAITING
         )
 
-    async def reserve(self, job_id: str, output_tokens: int = 0, reservation: int = 0) -> str:
+    async def reserve(self, job_id: str, output_tokens: int = 0) -> str:
         """Reserve a slot for the job; return why it has none now, a type of error of Reserve. Empty: it has one.
-
-        `reservation` is as in ReserveRequest.reservations.
 
         Raises TooManyWaitingError; CommitError when the ledger does not answer, and TimeoutError when others have kept
         it from answering in time. The job may have a slot then.
         """
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
-            return await self._groups.add((job_id, output_tokens, reservation))
+            return await self._groups.add((job_id, output_tokens))
 
     async def used(self) -> int:
         """Return the number of slots in use. Concurrent calls share the answer.
@@ -127,15 +125,12 @@ class Ledger:
             raise
         return answer
 
-    async def _reserve_group(self, jobs: Sequence[tuple[str, int, int]]) -> Sequence[str]:
+    async def _reserve_group(self, jobs: Sequence[tuple[str, int]]) -> Sequence[str]:
         request = internal_pb2.ReserveRequest(
-            workflow_ids=[id_ for id_, _, _ in jobs],
-            limit=self.limit,
-            output_tokens_limit=self.tokens_per_day,
-            reservations=[reservation for _, _, reservation in jobs],
+            workflow_ids=[id_ for id_, _ in jobs], limit=self.limit, output_tokens_limit=self.tokens_per_day
         )
         if self.tokens_per_day is not None:
-            request.output_tokens.extend(tokens for _, tokens, _ in jobs)
+            request.output_tokens.extend(tokens for _, tokens in jobs)
         try:
             response = await self._update(names.UPDATE_RESERVE, request, internal_pb2.ReserveResponse)
         except _RefusedError as error:
@@ -143,7 +138,7 @@ class Ledger:
         refused = dict.fromkeys(response.refused, names.QUOTA_REACHED)
         refused |= dict.fromkeys(response.refused_by_reserved_tokens, names.TOKENS_RESERVED)
         refused |= dict.fromkeys(response.refused_by_used_tokens, names.TOKENS_USED)
-        return [refused.get(id_, "") for id_, _, _ in jobs]
+        return [refused.get(id_, "") for id_, _ in jobs]
 
     async def count_files(self, request: internal_pb2.CountFilesRequest) -> internal_pb2.CountFilesResponse:
         """Count files of the tenant. Raises TimeoutError when the ledger does not answer."""
@@ -204,28 +199,26 @@ class SlotReleases:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._groups: dict[str, GroupCommit[tuple[str, int, int], None]] = {}
+        self._groups: dict[str, GroupCommit[tuple[str, int], None]] = {}
         """One for each ledger, so as many as there are tenants with a quota."""
 
-    async def release(self, ledger: str, job_id: str, output_tokens: int, reservation: int = 0) -> None:
+    async def release(self, ledger: str, job_id: str, output_tokens: int) -> None:
         """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.
 
-        `reservation` is as in ReserveRequest.reservations. A failure is logged: a check of the ledger finds it.
+        A failure is logged: a check of the ledger finds it.
         """
         if ledger not in self._groups:
             commit = partial(self._release_group, ledger)
             self._groups[ledger] = GroupCommit(commit, max_group=_MAX_GROUP, max_waiting=_MAX_RELEASES)
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT.total_seconds()):
-                await self._groups[ledger].add((job_id, output_tokens, reservation))
+                await self._groups[ledger].add((job_id, output_tokens))
         except Exception as error:  # noqa: BLE001  # no job must fail for it
             _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
 
-    async def _release_group(self, ledger: str, jobs: Sequence[tuple[str, int, int]]) -> Sequence[None]:
+    async def _release_group(self, ledger: str, jobs: Sequence[tuple[str, int]]) -> Sequence[None]:
         request = internal_pb2.ReleaseRequest(
-            workflow_ids=[id_ for id_, _, _ in jobs],
-            output_tokens=[tokens for _, tokens, _ in jobs],
-            reservations=[reservation for _, _, reservation in jobs],
+            workflow_ids=[id_ for id_, _ in jobs], output_tokens=[tokens for _, tokens in jobs]
         )
         handle = self._client.get_workflow_handle(ledger)
         await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
