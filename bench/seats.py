@@ -1,8 +1,8 @@
 """Whether background jobs make way for a job that somebody waits for.
 
 The worker's simulated engine has eight seats, so that a seat is what is short, and no core. Interactive jobs come one
-after another: some to an idle worker (`limit_alone`), then some beside as many background jobs as there are seats, and
-as many in the queue (`suite`), and so on. There each of them takes the seat of one. `first_token` is the time
+after another: some to an idle worker (`limit_alone`), then some to one with a background job in each seat, and as many
+in the queue (`suite`), and so on. There each of them takes the seat of one. `first_token` is the time
 from the client's Submit to the first delta that it reads.
 
 The peer in the same run, `peer_one_class`, has the same load in the class of the interactive jobs, as an installation
@@ -17,7 +17,7 @@ How soon a seat is free, for `suite`:
 - `cancel`: from the client's Cancel of the interactive job until the client reads that the paused job runs again. This
   includes the way through gateway, Temporal and the feed.
 
-At the end of each round background jobs run beside interactive ones to their ends. `equal` is the share of them whose
+At the end of each round background jobs run with interactive ones to their ends. `equal` is the share of them whose
 output is byte for byte that of the same job undisturbed; `pauses` is the number of their pauses.
 
     python -m bench.seats
@@ -150,7 +150,7 @@ async def alone(stub: LlmServiceStub, jobs: int) -> list[Interactive]:
 
 
 async def beside_background(stub: LlmServiceStub, jobs: int) -> list[Interactive]:
-    """Run interactive jobs one after another beside a full background load."""
+    """Run interactive jobs one after another with a full background load."""
     ran = []
     async with background_load(stub) as load:
         for _ in range(jobs):
@@ -200,7 +200,7 @@ async def paused_of(load: list[WatchedJob]) -> list[WatchedJob]:
 
 
 async def in_one_class(stub: LlmServiceStub, jobs: int) -> list[Interactive]:
-    """Run interactive jobs one after another beside a load of the same class."""
+    """Run interactive jobs one after another with a load of the same class."""
     over = asyncio.Event()
 
     async def client() -> None:
@@ -220,7 +220,7 @@ async def output_of(stub: LlmServiceStub, number: int, tokens: int) -> str:
 
 
 async def compared(stub: LlmServiceStub, expected: list[str], tokens: int) -> tuple[float, float]:
-    """Run the jobs in the background beside interactive ones; return the share that is equal, and their pauses."""
+    """Run the jobs in the background with interactive ones; return the share that is equal, and their pauses."""
     ids = [
         await submit(stub, prompt=f"{number}", tokens=tokens, job_class=BACKGROUND) for number in range(len(expected))
     ]
