@@ -34,6 +34,8 @@ _RATE_OVER: Final = timedelta(minutes=1)
 _MAX_RATES: Final = 1000
 _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of long batches have some 100 KB."""
+_EVENTS_OF_A_START: Final = 3
+"""Number of events of a workflow that was started and whose first task a worker has."""
 _CLOSED_STATES: Final = {
     WorkflowExecutionStatus.COMPLETED: batch_pb2.BATCH_STATE_SUCCEEDED,
     WorkflowExecutionStatus.FAILED: batch_pb2.BATCH_STATE_FAILED,
@@ -142,7 +144,12 @@ class BatchReader:
         except RPCError as error:
             if error.status != RPCStatusCode.FAILED_PRECONDITION:
                 raise
-            # Its first step is not done yet.
+            # Its present step has failed, or the first one of a run is not done yet.
+            for (id_, _, _), last in reversed(self._records.items()):
+                if id_ == description.id and last.status.counts.total:
+                    return last
+            if not _is_new(description):
+                raise temporal_unavailable("the batch does not answer; call again") from error
             record = internal_pb2.BatchRecord(status=await bare_status(description))
         return record
 
@@ -168,6 +175,12 @@ class BatchReader:
         if (pace := (ended - items) / seconds) > 0:
             left = timedelta(seconds=(status.counts.total - ended) / pace)
             status.estimated_end_time.FromDatetime(datetime.now(UTC) + min(left, timedelta(days=3650)))
+
+
+def _is_new(description: WorkflowExecutionDescription) -> bool:
+    """Return whether the code of a batch has not run yet."""
+    first = description.raw_description.workflow_execution_info.first_run_id
+    return first == description.run_id and description.history_length <= _EVENTS_OF_A_START
 
 
 async def ended_record(execution: WorkflowExecution) -> internal_pb2.BatchRecord | None:
