@@ -35,8 +35,9 @@ class CountedFiles:
     def count(
         self, request: internal_pb2.CountFilesRequest, ledger: str, now: datetime
     ) -> internal_pb2.CountFilesResponse:
-        """Count the files of a request, unless its gateway does not know all that was counted before, or there are too
-        many.
+        """Count the files of a request.
+
+        None is counted if its gateway does not know all that was counted before, or if there are too many.
         """
         self._forget(now - _KEPT)
         known = request.known_version if request.known_ledger == ledger else 0

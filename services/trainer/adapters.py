@@ -11,8 +11,6 @@ from llm_pb import pipeline_pb2
 
 _ALL: Final = "all-linear"
 """peft's name for every linear layer but the output."""
-
-
 _SHOWN: Final = 32
 """Maximum number of names of modules in an error message."""
 

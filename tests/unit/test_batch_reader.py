@@ -1,4 +1,4 @@
-"""What a gateway tells of a batch whose workflow does not answer."""
+"""The status of a batch whose workflow does not answer."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace

@@ -37,7 +37,7 @@ _PATIENCE: Final = timedelta(seconds=2)
 _MAX_KNOWN: Final = 1000
 """Maximum number of batches whose last counts are kept."""
 Live = Mapping[int, pipeline_pb2.StepStatus]
-"""What is known of steps that run, by the numbers of their nodes: messages with nothing but that."""
+"""What is known of steps that run, by the numbers of their nodes: messages without any other field."""
 
 
 class LiveSteps:
@@ -61,15 +61,13 @@ class LiveSteps:
         steps = await asyncio.gather(*(self._of_batch(node.step.workflow_id) for node in batches))
         found = {node.number: step for node, step in zip(batches, steps, strict=True) if step is not None}
         activities = [node for node in running if node.step.kind == pipeline_pb2.STEP_KIND_ACTIVITY]
-        if activities:
-            # Both are in the order in which they began.
-            items = description.raw_description.pending_activities
-            pending = sorted(items, key=lambda item: (len(item.activity_id), item.activity_id))
-            if len(pending) == len(activities):
-                for node, item in zip(activities, pending, strict=True):
-                    # An earlier one is of a step that has ended since.
-                    if item.scheduled_time.ToNanoseconds() >= node.step.start_time.ToNanoseconds():
-                        found[node.number] = await self._of_activity(description.id, node, item)
+        items = description.raw_description.pending_activities if activities else ()
+        # Both are in the order in which they began. Where their numbers differ, it is not known which belong together.
+        pending = sorted(items, key=lambda item: (len(item.activity_id), item.activity_id))
+        for node, item in zip(activities, pending, strict=True) if len(activities) == len(pending) else ():
+            # An earlier one is of a step that has ended since.
+            if item.scheduled_time.ToNanoseconds() >= node.step.start_time.ToNanoseconds():
+                found[node.number] = await self._of_activity(description.id, node, item)
         return found
 
     async def _of_batch(self, batch_id: str) -> pipeline_pb2.StepStatus | None:
