@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import jwt
 
@@ -21,6 +21,8 @@ from runtime.bounded_fetch import FetchError, fetch
 _log = logging.getLogger(__name__)
 _ASYMMETRIC: Final = ("RSA", "EC", "OKP")
 """The key types (`kty`) that count."""
+_USES: Final = (None, "sig")
+"""The uses of a key (`use`) that count."""
 _UNKNOWN_INTERVAL: Final = timedelta(minutes=1)
 """How often it is fetched at most because a token names a key that is not in it."""
 _FETCH_TIMEOUT: Final = timedelta(seconds=5)
@@ -127,23 +129,34 @@ class KeySet:
 
 
 def _read(source: str) -> dict[str, jwt.PyJWK]:
-    """Return the keys of a set by their names. Raises KeySetError."""
+    """Return the usable keys of a set by their names. Raises KeySetError, also where there is none."""
     try:
         # In an event loop of its own, so that this thread has the look-up of the name as well.
         data = asyncio.run(_download(source)) if "://" in source else Path(source).read_bytes()
         if len(data) > _MAX_SET_BYTES:
             raise KeySetError(f"{source} has more than {_MAX_SET_BYTES} bytes")
-        found = jwt.PyJWKSet.from_dict(json.loads(data))
+        keys = json.loads(data)["keys"]
     except FetchError as error:
         raise KeySetError(str(error)) from error
-    except (OSError, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
-        # AttributeError: it is JSON, but no object.
-        raise KeySetError(f"{source} is no key set that can be had: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        # LookupError and TypeError: it is JSON, but no object with keys.
+        raise KeySetError(f"{source} is no key set that can be had: {error!r}") from error
+    found = [key for item in (keys if isinstance(keys, list) else []) if (key := _key(item)) is not None]
+    if not found:
+        raise KeySetError(f"{source} has no key that can be used")
     return {
         key.key_id: key
         for key in found
-        if key.key_id and key.key_type in _ASYMMETRIC and key.public_key_use in (None, "sig")
+        if isinstance(key.key_id, str) and key.key_id and key.key_type in _ASYMMETRIC and key.public_key_use in _USES
     }
+
+
+def _key(item: Any) -> jwt.PyJWK | None:
+    """Return a key of a set; None for one that cannot be used here, which spoils no other (RFC 7517, 5)."""
+    try:
+        return jwt.PyJWK(item)
+    except Exception:  # noqa: BLE001  # besides its own errors the library raises TypeError or NotImplementedError, say
+        return None
 
 
 async def _download(url: str) -> bytes:

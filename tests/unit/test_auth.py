@@ -20,7 +20,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -162,6 +162,23 @@ async def test_a_certificate_calls_by_its_spiffe_id(authority: Authority, tmp_pa
             [],
         ):
             assert await who(address, authority.client_credentials(*uris)) == "CREDENTIAL_INVALID", uris
+
+
+async def test_a_certificate_whose_names_cannot_be_read_is_refused() -> None:
+    """Its authority may give names of every kind of X.509: here an X.400 address comes before the SPIFFE id."""
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.now(UTC)
+    spiffe_id = b"spiffe://test/jobs/a"
+    names = b"\xa3\x02\x05\x00\x86" + bytes([len(spiffe_id)]) + spiffe_id
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        .add_extension(
+            x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes([0x30, len(names)]) + names), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    presented = Presented(certificate=certificate.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(Refusal, match="no SPIFFE id"):
+        await ClientCertificates(RULES).authenticate(presented)
 
 
 def test_a_rule_for_certificates_names_at_most_one_tenant() -> None:
@@ -438,6 +455,21 @@ async def test_only_public_keys_for_signatures_count(issuer: Issuer, tmp_path: P
     by_secret = jwt.encode(claims_of(), jwt.utils.base64url_decode("c2VjcmV0" * 8), "HS256", {"kid": "secret"})
     for token in (as_enc, by_secret):
         assert await reason(known, token) == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"alg": "none"}, {"alg": ["RS256"]}, {"alg": {"a": 1}}, {"alg": "HS256"}, {"kid": ["a"]}, {"kid": {}}, {"n": 5}],
+)
+async def test_a_key_that_cannot_be_used_spoils_no_other(odd: dict[str, Any], issuer: Issuer, tmp_path: Path) -> None:
+    """It is skipped, as RFC 7517 says, wherever it stands in the set."""
+    (key,) = json.loads(issuer.key_set())["keys"]
+    path = tmp_path / "set"
+    for keys in ([{**key, **odd}, key], [key, {**key, "kid": "odd", **odd}]):
+        path.write_text(json.dumps({"keys": keys}))
+        known = jwts(path)
+        await known.refresh()
+        assert await reason(known, issuer.token("a")) == ""
 
 
 @pytest.mark.parametrize(
