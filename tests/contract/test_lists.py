@@ -1,5 +1,6 @@
 """Every method, kind of target and engine is in each list that must contain it."""
 
+import re
 from typing import Any, get_args
 
 import pytest
@@ -21,9 +22,11 @@ from tests.contract import test_engines, test_image_engines
 from tests.support.bad_requests import PATHS
 from tests.support.fuzz_calls import WEIGHTS
 from tests.support.jobs import new_job
+from tests.support.paths import ROOT
 from tests.support.peers import PEERS
 
 SERVICERS = (LlmServicer, FileServicer, BatchServicer, PipelineServicer, ScheduleServicer)
+SECURITY = (ROOT / "docs/security.md").read_text()
 TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_name["target"].fields]
 
 
@@ -33,6 +36,13 @@ def test_a_method_is_served_checked_and_attacked(method: str) -> None:
     assert method in VALIDATORS, "its request has no validator"
     assert f"/{PATHS[method]}" in OF_METHOD, "it has no scope"
     assert PATHS[method] in WEIGHTS, "the fuzzer does not call it"
+
+
+@pytest.mark.parametrize("method", PATHS)
+def test_the_scope_of_a_method_is_documented(method: str) -> None:
+    scope = OF_METHOD[f"/{PATHS[method]}"]
+    (row,) = re.findall(rf"^\| `{scope}` \| (.*)$", SECURITY, re.MULTILINE)
+    assert f"`{method}`" in row, f"docs/security.md does not name it in the row of {scope}"
 
 
 def test_no_two_services_have_a_method_of_the_same_name() -> None:
