@@ -1,6 +1,6 @@
 """How many deletions by DeleteJobs a tenant may have open, at all gateways together, by a ledger like that of jobs.
 
-Their ledger hears of no end of a deletion. Its checks find it.
+No deletion tells their ledger of its end. The checks of the ledger find it.
 """
 
 from datetime import timedelta

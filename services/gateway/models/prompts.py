@@ -29,15 +29,15 @@ _MAX_WAITING_LONG: Final = 4 * 1024 * 1024
 class Lane:
     """Runs functions in a thread, one after another, up to a maximum of waiting bytes."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: maximum bytes that may wait or run."""
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes` may wait or run."""
+        self._max_bytes = max_bytes
         self._size = 0
         self._turn = asyncio.Lock()
 
     async def run(self, size: int, function: Callable[[], T]) -> T:
         """Return what the function returns. Raises ApiError RESOURCE_EXHAUSTED immediately when too much waits."""
-        if self._size and self._size + size > self._most:
+        if self._size and self._size + size > self._max_bytes:
             raise exhausted("too many prompts wait to be checked at this gateway; call again or call another")
         self._size += size
         try:
