@@ -15,6 +15,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
+from encryption.cipher import KEY_BYTES
 from encryption.errors import KeysUnavailable
 
 _KIND: Final = "kms"
@@ -42,7 +43,14 @@ class Kms:
         kind, _, blob = wrapped.partition(":")
         if kind != _KIND:
             raise KeysUnavailable(f"the data key {context} is wrapped by {kind!r}, not by KMS")
-        return base64.b64decode(await self._call("Decrypt", context, {"CiphertextBlob": blob}, "Plaintext"))
+        answer = await self._call("Decrypt", context, {"CiphertextBlob": blob}, "Plaintext")
+        try:
+            secret = base64.b64decode(answer)
+        except ValueError:
+            secret = b""
+        if len(secret) != KEY_BYTES:
+            raise KeysUnavailable(f"KMS returns no key of {KEY_BYTES} bytes for {context}")
+        return secret
 
     async def _call(self, operation: str, context: str, arguments: dict[str, str], result: str) -> str:
         # With Decrypt, KeyId refuses a data key that somebody else has wrapped by a key of their own.
@@ -51,7 +59,8 @@ class Kms:
             headers = await asyncio.to_thread(self._signed, operation, body)
             async with (
                 aiohttp.ClientSession(timeout=_TIMEOUT) as http,
-                http.post(self._url, data=body, headers=headers) as response,
+                # A redirect could lead a key in clear out of TLS.
+                http.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 answer: Any = await response.json(content_type=None)
         except (aiohttp.ClientError, BotoCoreError, OSError, TimeoutError, ValueError) as error:

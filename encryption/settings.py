@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from encryption.data_keys import DataKeys
@@ -20,6 +21,7 @@ from encryption.search_hash import SearchHash
 
 KEY_PATIENCE: Final = timedelta(seconds=20)
 """Maximum wait of a worker for an unavailable key. It is less than the heartbeat timeout."""
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _RETRY: Final = timedelta(seconds=1)
 
 _log = logging.getLogger(__name__)
@@ -39,12 +41,22 @@ class EncryptionSettings(BaseSettings):
     kms_key: str | None = Field(None, pattern=r"^arn:[^:]+:kms:[a-z0-9-]+:[0-9]*:.+$")
     """ARN of a key of AWS KMS that wraps data keys, instead of a keyring."""
     kms_url: str | None = None
-    """URL of another service with the API of KMS. Unset: AWS's own, in the region of the key."""
+    """URL of another service with the API of KMS, https or on loopback: data keys are sent to it. Unset: AWS's own, in
+    the region of the key."""
     write: bool = True
     """Whether this process encrypts. `false`: it only decrypts, until all services have the keys."""
     search_attributes: Literal["clear", "hashed"] = "clear"
     """Form of the search attributes `UserID`, `RequestID` and `ProjectId` of new jobs. `hashed`: keyed hashes, which
     still match the filters of List."""
+
+    @field_validator("kms_url")
+    @classmethod
+    def _is_confidential(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        here = parts.scheme == "http" and parts.hostname in _LOOPBACK
+        if url and parts.scheme != "https" and not here:
+            raise ValueError("must be an https URL, or an http URL of localhost, 127.0.0.1 or ::1")
+        return url
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -1,6 +1,7 @@
 """The contract of key wrappers, kept by the file and by KMS."""
 
 import asyncio
+import base64
 import json
 import re
 import secrets
@@ -10,10 +11,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+from pydantic import ValidationError
 
 from encryption import KeysUnavailable
 from encryption.key_wrapper import KeyWrapper
 from encryption.keyring import Keyring
+from encryption.settings import EncryptionSettings
 from tests.support.commands import start
 
 
@@ -79,6 +84,50 @@ async def test_a_kms_that_is_away_is_said_to_be(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     with pytest.raises(KeysUnavailable, match="does not answer"):
         await kms.Kms("arn:aws:kms:us-east-1:1:key/k", "http://127.0.0.1:1/").wrap(bytes(32), "context")
+
+
+ODD_ANSWERS = {
+    "no JSON": web.Response(body=b"<html>"),
+    "no text": web.Response(body=b"\xff"),
+    "no object": web.json_response([1]),
+    "no key": web.json_response({}),
+    "no base64": web.json_response({"Plaintext": "\N{SNOWMAN}"}),
+    "half of base64": web.json_response({"Plaintext": "A"}),
+    "a short key": web.json_response({"Plaintext": "AAAA"}),
+    "an error": web.json_response({"__type": "DisabledException"}, status=400),
+}
+
+
+@pytest.mark.parametrize("odd", [*ODD_ANSWERS, "a redirect"])
+async def test_a_kms_that_answers_oddly_is_unavailable(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing but its own URL is called: a redirect could lead a key in clear out of TLS."""
+    kms = pytest.importorskip("encryption.kms")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    paths = list[str]()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        paths.append(request.path)
+        if request.path == "/elsewhere":
+            return web.json_response({"Plaintext": base64.b64encode(bytes(32)).decode()})
+        if odd == "a redirect":
+            raise web.HTTPTemporaryRedirect("/elsewhere")
+        return ODD_ANSWERS[odd]
+
+    async with RawTestServer(answer) as server:
+        wrapper = kms.Kms("arn:aws:kms:us-east-1:1:key/k", str(server.make_url("/")))
+        with pytest.raises(KeysUnavailable):
+            await wrapper.unwrap("kms:AAAA", "context")
+    assert paths == ["/"]
+
+
+@pytest.mark.parametrize("url", ["http://kms.example/", "http://10.0.0.1:8080", "kms.example", "ftp://localhost/"])
+def test_data_keys_do_not_go_to_a_kms_in_clear(url: str, tmp_path: Path) -> None:
+    settings = {"key_store": tmp_path, "kms_key": "arn:aws:kms:us-east-1:1:key/k"}
+    with pytest.raises(ValidationError, match="https"):
+        EncryptionSettings(kms_url=url, **settings)
+    for good in ("https://kms.example/", "http://127.0.0.1:8080", "http://[::1]:8080/", "http://localhost:8080"):
+        assert EncryptionSettings(kms_url=good, **settings).kms_url == good
 
 
 async def test_a_wrapped_key_is_unwrapped(wrapper: KeyWrapper) -> None:

@@ -137,7 +137,7 @@ async def test_an_event_that_is_too_large_for_the_broker_is_refused(peer: Peer, 
     if not peer.bounded:
         assert (await sink.deliver(peer.target("large"), large, "user")).error is None
         return
-    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ accepts"):
+    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than .+ accepts"):
         await sink.deliver(peer.target("large"), large, "user")
     assert (await sink.deliver(peer.target("large"), event("small"), "user")).error is None
     assert [item.id for item in await peer.taken("large", 1)] == ["small"]
