@@ -57,7 +57,7 @@ def used_tokens(result: llm_pb2.JobResult | None) -> int:
 
 
 def set_price(request: internal_pb2.RunRequest, options: internal_pb2.JobOptions) -> None:
-    """Give the job's worker the price of the model, if the job has a budget of costs."""
+    """Write the price of the model into the request of the job's worker, if the job has a budget of costs."""
     if request.job.budget.cost_micros and options.HasField("price"):
         request.price.CopyFrom(options.price)
 

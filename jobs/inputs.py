@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def one_input(method: F) -> F:
-    """Let a method be called with any number of inputs: unless there is exactly one, it gets none.
+    """Return the method for any number of inputs: unless there is exactly one, it gets none.
 
     The input must have a default. The SDK passes on whatever was sent. A method that does not accept it fails its
     workflow task, which Temporal then retries forever. The signature stays the method's own, because the SDK decodes

@@ -193,8 +193,8 @@ class LlmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetModelAlias(self, request, context):
-        """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
-        that it has loaded until it starts again. A repeat changes nothing.
+        """Points an alias of a trained model at another version, or removes it. A GPU worker on "<model>@<alias>" keeps the version that it
+        has loaded until it starts again. A repeat changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -107,8 +107,8 @@ class LlmServiceStub:
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
     """Lists the models that a job may name."""
     SetModelAlias: _aio.UnaryUnaryMultiCallable[_llm_pb2.SetModelAliasRequest, _llm_pb2.SetModelAliasResponse]
-    """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
-    that it has loaded until it starts again. A repeat changes nothing.
+    """Points an alias of a trained model at another version, or removes it. A GPU worker on "<model>@<alias>" keeps the version that it
+    has loaded until it starts again. A repeat changes nothing.
     """
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteModelVersionRequest, _llm_pb2.DeleteModelVersionResponse]
     """Removes a version of a trained model, for good. "latest" then names the newest one that is left. A worker that has loaded it
@@ -261,8 +261,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.SetModelAliasRequest,
         context: _aio.ServicerContext[_llm_pb2.SetModelAliasRequest, _abc.Awaitable[_llm_pb2.SetModelAliasResponse]],
     ) -> _abc.Awaitable[_llm_pb2.SetModelAliasResponse]:
-        """Has an alias of a trained model name another version, or no version any more. A GPU worker on "<model>@<alias>" keeps the version
-        that it has loaded until it starts again. A repeat changes nothing.
+        """Points an alias of a trained model at another version, or removes it. A GPU worker on "<model>@<alias>" keeps the version that it
+        has loaded until it starts again. A repeat changes nothing.
         """
 
     @_abc_1.abstractmethod

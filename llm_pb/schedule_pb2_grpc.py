@@ -128,7 +128,7 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnpauseSchedule(self, request, context):
-        """Lets a paused schedule go on with its next time. Times that have passed meanwhile are not caught up on: see BackfillSchedule.
+        """Resumes a paused schedule at its next time. It starts nothing for times that have passed meanwhile: see BackfillSchedule.
         The call is idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

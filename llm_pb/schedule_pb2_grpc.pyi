@@ -53,7 +53,7 @@ class ScheduleServiceStub:
     BackfillSchedule start runs nevertheless. The call is idempotent.
     """
     UnpauseSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.UnpauseScheduleRequest, _schedule_pb2.UnpauseScheduleResponse]
-    """Lets a paused schedule go on with its next time. Times that have passed meanwhile are not caught up on: see BackfillSchedule.
+    """Resumes a paused schedule at its next time. It starts nothing for times that have passed meanwhile: see BackfillSchedule.
     The call is idempotent.
     """
     TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]
@@ -128,7 +128,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.UnpauseScheduleRequest,
         context: _aio.ServicerContext[_schedule_pb2.UnpauseScheduleRequest, _abc.Awaitable[_schedule_pb2.UnpauseScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_pb2.UnpauseScheduleResponse]:
-        """Lets a paused schedule go on with its next time. Times that have passed meanwhile are not caught up on: see BackfillSchedule.
+        """Resumes a paused schedule at its next time. It starts nothing for times that have passed meanwhile: see BackfillSchedule.
         The call is idempotent.
         """
 

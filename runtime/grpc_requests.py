@@ -102,7 +102,7 @@ class Ending:
 
 
 ENDING: Final[ContextVar[Ending | None]] = ContextVar("ending", default=None)
-"""That of the call which is being handled, if others may end it."""
+"""How the call that is being handled may be ended by others. None: it may not."""
 
 
 class OneRequest(Interceptor):

@@ -507,6 +507,28 @@ async def test_a_file_of_keys_that_is_wrong_changes_nothing(
         ApiKeys(file.path, scopes.SCOPES)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"scopes": ["jobs:submit"]}, {"tenant": "acme"}, {"user_id": "alice"}, {"not_after": "2099-01-01T00:00:00Z"}],
+)
+async def test_a_changed_key_ends_its_running_calls_and_counts_for_new_ones(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    tokens = [file.add(["jobs:read"]) for _ in range(2)]
+    known = ApiKeys(file.path, scopes.SCOPES)
+    changed, kept = [await known.authenticate(Presented(token=token)) for token in tokens]
+    assert changed is not None
+    assert kept is not None
+    entry, *others = json.loads(file.path.read_text())
+    file.path.write_text(json.dumps([{**entry, **change}, *others]))
+    await known.refresh()
+    with pytest.raises(Refusal, match="changed"):
+        known.check(changed)
+    known.check(kept)
+    assert [await reason(known, token) for token in tokens] == ["", ""]
+
+
 async def test_a_file_of_keys_that_becomes_readable_without_a_change_is_read(tmp_path: Path) -> None:
     """For example because its owner was wrong, which the superuser cannot test: here it has the same time and size."""
     file = KeyFile(tmp_path / "keys.json")

@@ -57,7 +57,7 @@ class _Counted(NamedTuple):
     created: int
     """As in _Asked. 0: not known."""
     heard: float
-    """The loop's time when this gateway heard of it."""
+    """The loop's time when this gateway learned of it."""
 
 
 class _Refused(NamedTuple):

@@ -106,7 +106,7 @@ def paths(front: Front) -> Paths:
         "/schedules/{id:id}/unpause": {
             "POST": Operation(
                 "UnpauseSchedule",
-                "Lets a paused schedule go on with its next time.",
+                "Resumes a paused schedule at its next time.",
                 schedules.unpause,
                 pb.UnpauseScheduleResponse,
                 body=pb.UnpauseScheduleRequest,
