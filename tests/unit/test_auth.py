@@ -19,10 +19,12 @@ import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from jwt.algorithms import RSAAlgorithm
+from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 
 import llm_pb
@@ -157,6 +159,7 @@ async def test_a_certificate_calls_by_its_spiffe_id(authority: Authority, tmp_pa
             ["spiffe://test/in/-/a"],
             ["spiffe://other/jobs/a"],
             ["spiffe://test/jobs"],
+            ["spiffe://test/models-of-others"],
             ["https://test/jobs/a"],
             ["spiffe://test/jobs/a", "spiffe://test/jobs/b"],
             [],
@@ -221,6 +224,10 @@ async def test_a_stream_ends_with_its_certificate(authority: Authority) -> None:
 
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await read()
+                # The connection is still open.
+                with pytest.raises(grpc.aio.AioRpcError) as late:
+                    await channel.unary_unary(METHOD)(b"", timeout=60)
+    assert dict(late.value.trailing_metadata() or ())["reason"] == "CREDENTIAL_EXPIRED"
     assert came == [b"spiffe://test/jobs/a"]
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert dict(error.value.trailing_metadata() or ())["reason"] == "CREDENTIAL_EXPIRED"
@@ -443,17 +450,21 @@ async def test_a_key_set_that_is_none_leaves_the_last_one(
 
 
 async def test_only_public_keys_for_signatures_count(issuer: Issuer, tmp_path: Path) -> None:
-    """A secret in the set, or a key that is for something else, verifies nothing."""
+    """A secret in the set, a key that is for something else, or one that is too short, verifies nothing."""
     (key,) = json.loads(issuer.key_set())["keys"]
+    weak = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    short = {**RSAAlgorithm.to_jwk(weak.public_key(), as_dict=True), "kid": "short"}
     secret = {"kty": "oct", "kid": "secret", "k": "c2VjcmV0" * 8, "alg": "HS256"}
     path = tmp_path / "set"
-    path.write_text(json.dumps({"keys": [secret, {**key, "kid": "enc", "use": "enc"}, key]}))
+    path.write_text(json.dumps({"keys": [secret, short, {**key, "kid": "enc", "use": "enc"}, key]}))
     known = jwts(path)
     await known.refresh()
     assert await reason(known, issuer.token("a")) == ""
     as_enc = jwt.encode(claims_of(), issuer.keys["a"], "RS256", {"kid": "enc"})
     by_secret = jwt.encode(claims_of(), jwt.utils.base64url_decode("c2VjcmV0" * 8), "HS256", {"kid": "secret"})
-    for token in (as_enc, by_secret):
+    with pytest.warns(InsecureKeyLengthWarning):
+        by_weak = jwt.encode(claims_of(), weak, "RS256", {"kid": "short"})
+    for token in (as_enc, by_secret, by_weak):
         assert await reason(known, token) == "CREDENTIAL_INVALID"
 
 
@@ -481,6 +492,7 @@ async def test_a_key_that_cannot_be_used_spoils_no_other(odd: dict[str, Any], is
         ({"not_after": "2027-01-01T00:00:00"}, "not_after"),
         ({"sha256": "SECRET"}, "sha256"),
         ({"id": "a_b"}, "id"),
+        ({"id": "same"}, "two keys have the same id"),
         ({"key": "SECRET"}, "key"),
     ],
 )
@@ -492,7 +504,10 @@ async def test_a_file_of_keys_that_is_wrong_changes_nothing(
     key = file.add(["jobs:read"])
     known = ApiKeys(file.path, scopes.SCOPES)
     (good,) = json.loads(file.path.read_text())
-    file.path.write_text(json.dumps([good, {**good, "id": "b", **change}]))
+    added = {**good, "id": "b", **change}
+    if added["id"] == "same":
+        added["id"] = good["id"]
+    file.path.write_text(json.dumps([good, added]))
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             await known.refresh()
