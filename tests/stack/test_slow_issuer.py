@@ -1,6 +1,7 @@
-"""An issuer of tokens that hangs or trickles: what it holds of the process, and for how long."""
+"""An issuer of tokens that hangs, trickles or answers oddly: what it holds of the process, and for how long."""
 
 import asyncio
+import gzip
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from runtime.auth import Caller, Presented, Refusal
 from runtime.auth_jwt import JwtRules, Jwts
@@ -90,6 +93,38 @@ async def test_a_fetch_ends_although_its_answer_does_not(kind: str, caplog: pyte
             await asyncio.sleep(0.05)
         await keys.refresh()
         assert issuer.asked == 2, "the issuer is asked again"
+
+
+async def test_no_odd_answer_replaces_the_last_keys() -> None:
+    """A redirect is not followed: it could lead from TLS to none. A large answer does not count, compressed or not."""
+    real = Issuer("known")
+    large = Issuer("other").key_set() + b" " * (2 << 20)
+    answers: list[web.Response | Exception] = [
+        web.Response(body=real.key_set()),
+        web.HTTPFound("/elsewhere"),
+        web.HTTPTemporaryRedirect("/elsewhere"),
+        web.Response(body=Issuer("other").key_set(), status=500),
+        web.Response(body=large),
+        web.Response(body=gzip.compress(large), headers={"content-encoding": "gzip"}),
+    ]
+    paths = list[str]()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        paths.append(request.path)
+        if request.path == "/elsewhere":
+            return web.Response(body=Issuer("other").key_set())
+        following = answers[len(paths) - 1]
+        if isinstance(following, Exception):
+            raise following
+        return following
+
+    async with RawTestServer(answer) as server:
+        keys = KeySet(str(server.make_url("/keys")), lifetime=timedelta(0), retry_interval=timedelta(0))
+        known = jwts(keys)
+        for _ in answers:
+            await keys.refresh()
+            assert await outcome(known, real.token("known")) == ""
+    assert paths == ["/keys"] * len(answers)
 
 
 async def test_an_issuer_that_hangs_delays_no_revocation(tmp_path: Path) -> None:
