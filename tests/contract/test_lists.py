@@ -9,6 +9,7 @@ from deploy.local.settings import StackSettings
 from jobs.rules import check_job
 from jobs.targets import describe
 from llm_pb import llm_pb2
+from services.gateway.auditing import WRITES
 from services.gateway.batches.servicer import BatchServicer
 from services.gateway.files.servicer import FileServicer
 from services.gateway.methods import SERVICES, VALIDATORS
@@ -26,6 +27,8 @@ from tests.support.paths import ROOT
 from tests.support.peers import PEERS
 
 SERVICERS = (LlmServicer, FileServicer, BatchServicer, PipelineServicer, ScheduleServicer)
+READS = ("Get", "List", "Stream", "Download")
+"""Beginnings of the names of methods that change nothing."""
 SECURITY = (ROOT / "docs/security.md").read_text()
 TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_name["target"].fields]
 
@@ -36,6 +39,7 @@ def test_a_method_is_served_checked_and_attacked(method: str) -> None:
     assert method in VALIDATORS, "its request has no validator"
     assert f"/{PATHS[method]}" in OF_METHOD, "it has no scope"
     assert PATHS[method] in WEIGHTS, "the fuzzer does not call it"
+    assert (method in WRITES) != method.startswith(READS), "it joins WRITES if it changes something, READS here if not"
 
 
 @pytest.mark.parametrize("method", PATHS)
