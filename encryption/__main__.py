@@ -11,6 +11,9 @@ python -m encryption hash ATTRIBUTE VALUE    show the hash of a search attribute
 import argparse
 import asyncio
 import sys
+from collections.abc import Iterator
+
+from pydantic import ValidationError
 
 from encryption.cipher import KeyId, checked_tenant
 from encryption.data_keys import DataKeys
@@ -36,7 +39,10 @@ def main() -> None:
     hashing.add_argument("value")
     hashing.add_argument("--tenant", default="")
     arguments = parser.parse_args()
-    settings = EncryptionSettings()
+    try:
+        settings = EncryptionSettings()
+    except ValidationError as error:
+        sys.exit("\n".join(_problems(error)))
     if settings.key_store is None:
         sys.exit("ENCRYPTION_KEY_STORE has to be set")
     store, wrapper = KeyStore(settings.key_store), key_wrapper(settings)
@@ -60,6 +66,13 @@ def main() -> None:
             sys.stdout.write(f"data keys deleted: {store.delete(checked_tenant(arguments.tenant))}\n")
     except (KeysUnavailable, ValueError, OSError) as error:
         sys.exit(str(error))
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """Yield what is wrong with the settings. No line holds a value: it may be a secret."""
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        yield f"ENCRYPTION_{str(problem['loc'][0]).upper()}: {message}" if problem["loc"] else message
 
 
 async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:

@@ -20,7 +20,7 @@ from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
 from encryption import DataKeys, Encryption, KeyDeleted, KeysUnavailable, is_hash, open_encryption
-from encryption.cipher import KeyId, checked_tenant
+from encryption.cipher import Cipher, KeyId, checked_tenant
 from encryption.errors import Unreadable
 from encryption.key_store import Slot, WrappedKey
 from encryption.keyring import Keyring
@@ -35,6 +35,7 @@ from tests.support.examples import examples
 
 MARKER = "xyzzy-marker"
 SOON = timedelta(seconds=1)
+KMS_KEY = "arn:aws:kms:us-east-1:1:key/k"
 """How often a key in memory is looked up where a test waits for it."""
 
 
@@ -152,6 +153,16 @@ async def test_a_key_that_is_absent_is_not_deleted(keys: Keys, name: str) -> Non
     payload.metadata["encryption-key-id"] = name.encode()
     with pytest.raises(KeysUnavailable, match="not in the key store"):
         await converter.decode([payload])
+
+
+def test_tenant_and_key_id_are_authenticated() -> None:
+    """Also under one secret: whoever can copy a wrapped key gains nothing by another name for it."""
+    name, other = "20260101T000000Z-00000000", "20260101T000000Z-00000001"
+    encrypted = Cipher(bytes(32), KeyId("t", name)).encrypt(b"text")
+    assert Cipher(bytes(32), KeyId("t", name)).decrypt(encrypted) == b"text"
+    for key_id in (KeyId("u", name), KeyId("", name), KeyId("t", other)):
+        with pytest.raises(Unreadable):
+            Cipher(bytes(32), key_id).decrypt(encrypted)
 
 
 async def test_the_name_of_another_tenant_is_refused(keys: Keys) -> None:
@@ -313,6 +324,26 @@ async def test_init_makes_what_is_missing_and_keeps_what_is_there(tmp_path: Path
     assert (tmp_path / "b" / "keyring.json").stat().st_mode & 0o077 == 0
     settings_ = EncryptionSettings(key_store=tmp_path / "a" / "store", keyring=tmp_path / "b" / "keyring.json")
     assert open_encryption(settings=settings_) is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "ENCRYPTION_KEY_STORE has to be set"),
+        ({"ENCRYPTION_KEY_STORE": "/x"}, "ENCRYPTION_KEY_STORE: set it and either"),
+        (
+            {"ENCRYPTION_KEY_STORE": "/x", "ENCRYPTION_KMS_KEY": KMS_KEY, "ENCRYPTION_KMS_URL": "http://a:secret@b/"},
+            "ENCRYPTION_KMS_URL: must be an https URL",
+        ),
+    ],
+)
+async def test_a_command_says_what_is_wrong_with_the_settings(settings: dict[str, str], says: str) -> None:
+    """In a line without a value, as one may be a secret."""
+    ended = await run(sys.executable, "-m", "encryption", "init", **settings)
+    assert ended.status == 1
+    assert ended.errors.startswith(says)
+    assert ended.errors.count("\n") == 1
+    assert "secret" not in ended.errors
 
 
 def test_one_setting_without_the_other_is_refused() -> None:
