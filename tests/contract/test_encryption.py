@@ -27,7 +27,7 @@ from encryption.keyring import Keyring
 from encryption.settings import EncryptionSettings
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError, data_converter
-from payload_converter.encryption import encrypting
+from payload_converter.encryption import EncryptingCodec, encrypting
 from runtime.tenants import check_tenant
 from tests.support.commands import run
 from tests.support.encryption import Keys
@@ -202,6 +202,10 @@ async def test_a_payload_that_outgrows_the_limit_is_refused_when_it_is_made(keys
     with pytest.raises(PayloadError, match="over Temporal's limit"):
         converter.to_payloads([fits + bytes(900)])
     assert await encrypting(keys.encryption()).decode(await encrypting(keys.encryption()).encode([fits]))
+    # What comes without a converter, as at the codec server.
+    for data in (os.urandom(MAX_PAYLOAD_BYTES), bytes(2 * MAX_PAYLOAD_BYTES)):
+        with pytest.raises(PayloadError, match="once encrypted"):
+            await EncryptingCodec(keys.encryption(), "").encode([Payload(data=data)])
 
 
 async def test_words_of_a_failure_are_encrypted_with_those_of_its_causes(keys: Keys) -> None:
