@@ -97,7 +97,17 @@ tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's 
 
 .tools/usr/bin/protoc-gen-go-grpc: PACKAGES := apt-get install -s --no-install-recommends golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler | $(MISSING)
 
-.tools/usr/bin/%:
+.PHONY: tools-cpp
+tools-cpp: .tools/usr/include/grpcpp/grpcpp.h ## Fetch gRPC for C++ from Debian's archive, 100 MB unpacked, for tests that are skipped without; CMake and a compiler are the system's
+
+.tools/usr/include/grpcpp/grpcpp.h: PACKAGES := apt-get install -s --no-install-recommends libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc | $(MISSING)
+
+.PHONY: tools-java
+tools-java: .tools/usr/bin/grpc_java_plugin ## Fetch gRPC for Java from Debian's archive, 30 MB unpacked, for tests that are skipped without; the JDK is the system's
+
+.tools/usr/bin/grpc_java_plugin: PACKAGES := apt-get install -s --no-install-recommends libgrpc-java libgeronimo-annotation-1.3-spec-java libgoogle-common-protos-java libgoogle-gson-java libguava-java libnetty-java libperfmark-java libprotobuf-java protobuf-compiler protobuf-compiler-grpc-java-plugin | $(MISSING)
+
+.tools/usr/%:
 	@command -v apt-get > /dev/null || { echo "apt-get is needed; elsewhere install what the tests need by other means"; exit 1; }
 	@mkdir -p .tools/packages
 	@cd .tools/packages && { $(APT) download $$($(PACKAGES)) || { $(APT) update && $(APT) download $$($(PACKAGES)); }; } > /dev/null

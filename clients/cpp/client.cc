@@ -52,44 +52,81 @@ std::optional<milliseconds> retry_delay(const grpc::Status& failure) {
   return std::nullopt;
 }
 
-void show(const pb::StreamStatusResponse& message) {
-  if (message.delta().rewind())
-    std::cerr << "the job started over: what follows replaces the output from byte " << message.delta().offset() << "\n";
-  std::cout << message.delta().text() << std::flush;
-  const pb::JobStatus& status = message.status();
-  if (message.has_status())
-    std::cerr << pb::JobState_Name(status.state()) << " " << static_cast<int>(status.progress().percent()) << " %\n";
-}
+// Prints a job's output on stdout, and all else about it on stderr.
+class Watcher {
+ public:
+  Watcher(pb::LlmService::Stub& stub, const std::string& id, const std::string& token) : stub_(stub) {
+    request_.set_workflow_id(id);
+    request_.set_resume_token(token);
+  }
 
-// Prints the job's output and states to its end, and sets its last status. A stream that breaks is opened again where it
-// broke, so that every byte of the output is printed once.
-grpc::Status watch(pb::LlmService::Stub& stub, pb::StreamStatusRequest request, pb::JobStatus& last) {
-  int64_t offset = 0;
-  for (int failures = 1;; ++failures) {
+  // Sets the job's last status. A stream that breaks is opened again where it broke, so that every byte of the output is
+  // printed once.
+  grpc::Status watch(pb::JobStatus& last) {
+    for (;;) {
+      grpc::Status status = follow(last);
+      // A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
+      bool lasted = messages_ > 0 && status.error_code() == StatusCode::DEADLINE_EXCEEDED;
+      failures_ = lasted ? 0 : failures_ + 1;
+      if (lasted) continue;
+      // The address may be wrong as long as no gateway has answered. One that is full has answered.
+      if (status.error_code() == StatusCode::RESOURCE_EXHAUSTED) tries_ = 60;
+      auto delay = retry_delay(status);
+      if (status.ok() || !delay || failures_ >= tries_) return status;
+      note(status.error_message() + "; going on at byte " + std::to_string(end_));
+      std::this_thread::sleep_for(*delay);
+    }
+  }
+
+ private:
+  // Prints what one stream brings. Returns OK once the job has ended.
+  grpc::Status follow(pb::JobStatus& last) {
     grpc::ClientContext context;
-    // A stream is opened again after this time, so that a silent one is noticed.
+    // A stream is opened again after this time, so that a dead connection is noticed.
     limit(context, "LLM_STREAM_SECONDS", "120");
-    auto stream = stub.StreamStatus(&context, request);
+    auto stream = stub_.StreamStatus(&context, request_);
     pb::StreamStatusResponse message;
-    for (bool first = true; stream->Read(&message); first = false) {
+    for (messages_ = 0; stream->Read(&message);) {
       // Each stream begins with the status, which the last stream may have brought already.
-      if (!first || message.has_delta()) failures = 0;
-      offset = message.next_offset();
-      if (!message.resume_token().empty()) request.set_resume_token(message.resume_token());
+      if (++messages_ > 1 || message.has_delta()) failures_ = 0;
+      tries_ = 60;
+      if (!message.resume_token().empty()) request_.set_resume_token(message.resume_token());
       show(message);
       last = message.status();
       // Output may follow a first message with a final status.
       if (is_final(last.state()) && (message.has_result() || !message.has_delta())) return grpc::Status::OK;
     }
     grpc::Status status = stream->Finish();
-    if (status.ok()) status = {StatusCode::UNAVAILABLE, "the stream ended before the job did"};
-    auto delay = retry_delay(status);
-    // The address may be wrong as long as no gateway has answered.
-    if (!delay || failures >= (request.resume_token().empty() ? 5 : 60)) return status;
-    std::cerr << status.error_message() << "; going on at byte " << offset << "\n";
-    std::this_thread::sleep_for(*delay);
+    return status.ok() ? grpc::Status(StatusCode::UNAVAILABLE, "the stream ended before the job did") : status;
   }
-}
+
+  // Prints the output, and each new state.
+  void show(const pb::StreamStatusResponse& message) {
+    end_ = message.next_offset();
+    if (message.delta().rewind())
+      note("the job started over: what follows replaces the output from byte " + std::to_string(message.delta().offset()));
+    const std::string& text = message.delta().text();
+    std::cout << text << std::flush;
+    if (!text.empty()) in_line_ = text.back() != '\n';
+    if (message.has_status() && message.status().state() != state_) {
+      state_ = message.status().state();
+      note(pb::JobState_Name(state_));
+    }
+  }
+
+  // Prints a line. On a terminal it does not continue a line of the output.
+  void note(const std::string& line) {
+    std::cerr << (in_line_ ? "\n" : "") << line << "\n";
+    in_line_ = false;
+  }
+
+  pb::LlmService::Stub& stub_;
+  pb::StreamStatusRequest request_;
+  pb::JobState state_ = pb::JOB_STATE_UNSPECIFIED;
+  int64_t end_ = 0;
+  bool in_line_ = false;
+  int messages_ = 0, failures_ = 0, tries_ = 5;
+};
 
 int main(int count, char** values) {
   auto argument = [&](int place) { return std::string(place < count ? values[place] : ""); };
@@ -110,11 +147,8 @@ int main(int count, char** values) {
     status = stub->Submit(&context, request, &response);
     if (status.ok()) std::cout << response.workflow_id() << "\n";
   } else if (command == "watch") {
-    pb::StreamStatusRequest request;
     pb::JobStatus last;
-    request.set_workflow_id(argument(2));
-    request.set_resume_token(argument(3));
-    status = watch(*stub, request, last);
+    status = Watcher(*stub, argument(2), argument(3)).watch(last);
     if (last.has_error()) std::cerr << last.error().message() << "\n";
     succeeded = last.state() == pb::JOB_STATE_SUCCEEDED;
   } else if (command == "cancel") {

@@ -9,10 +9,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
-	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -25,12 +27,20 @@ import (
 	pb "llm/v1"
 )
 
-// limit returns a context with a time limit in seconds, which a variable of the environment may set.
-func limit(variable string, otherwise float64) (context.Context, context.CancelFunc) {
-	if seconds, err := strconv.ParseFloat(os.Getenv(variable), 64); err == nil {
-		otherwise = seconds
+func setting(name, otherwise string) string {
+	if value, ok := os.LookupEnv(name); ok {
+		return value
 	}
-	return context.WithTimeout(context.Background(), time.Duration(otherwise*float64(time.Second)))
+	return otherwise
+}
+
+// limit returns a context with the time limit of a setting, in seconds.
+func limit(name, otherwise string) (context.Context, context.CancelFunc) {
+	most, err := time.ParseDuration(setting(name, otherwise) + "s")
+	if err != nil {
+		log.Fatalf("%s: %v", name, err)
+	}
+	return context.WithTimeout(context.Background(), most)
 }
 
 // isFinal says whether a job stays in the state.
@@ -40,7 +50,7 @@ func isFinal(state pb.JobState) bool { return state >= pb.JobState_JOB_STATE_SUC
 func retryDelay(failure *status.Status) (time.Duration, bool) {
 	for _, detail := range failure.Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return info.GetRetryDelay().AsDuration(), true
+			return info.RetryDelay.AsDuration(), true
 		}
 	}
 	switch failure.Code() {
@@ -52,80 +62,125 @@ func retryDelay(failure *status.Status) (time.Duration, bool) {
 	return 0, false
 }
 
-// watch prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again
-// where it broke, so that every byte of the output is printed once.
-func watch(client pb.LlmServiceClient, id, token string) (*pb.JobStatus, error) {
-	failures, offset := 0, int64(0)
-	for {
-		// A stream is opened again after this time, so that a silent one is noticed.
-		ctx, cancel := limit("LLM_STREAM_SECONDS", 120)
-		messages, err := client.StreamStatus(ctx, &pb.StreamStatusRequest{WorkflowId: id, ResumeToken: token})
-		for first := true; err == nil; first = false {
-			var message *pb.StreamStatusResponse
-			if message, err = messages.Recv(); err != nil {
-				break
-			}
-			// Each stream begins with the status, which the last stream may have brought already.
-			if !first || message.Delta != nil {
-				failures = 0
-			}
-			offset = message.NextOffset
-			if message.ResumeToken != "" {
-				token = message.ResumeToken
-			}
-			show(message)
-			// Output may follow a first message with a final status.
-			if isFinal(message.GetStatus().GetState()) && (message.Result != nil || message.Delta == nil) {
-				cancel()
-				return message.Status, nil
-			}
+// A watcher prints a job's output on stdout, and all else about it on stderr.
+type watcher struct {
+	client pb.LlmServiceClient
+	id     string
+	token  string // Names what has been printed.
+	end    int64  // Where that ends, in bytes.
+	state  pb.JobState
+	inLine bool // The output has not ended with a line.
+
+	failures, tries int // Of streams in a row.
+}
+
+// watch returns the job's last status. A stream that breaks is opened again where it broke, so that every byte of the
+// output is printed once.
+func (w *watcher) watch() (*pb.JobStatus, error) {
+	for w.tries = 5; ; {
+		last, err := w.follow()
+		if last != nil {
+			return last, nil
+		} else if err == nil {
+			continue
 		}
-		cancel()
-		if err == io.EOF {
-			err = status.Error(codes.Unavailable, "the stream ended before the job did")
+		failure := status.Convert(err)
+		if failure.Code() == codes.ResourceExhausted {
+			w.tries = 60 // The address may be wrong as long as no gateway has answered. One that is full has answered.
 		}
-		failures++
-		delay, passes := retryDelay(status.Convert(err))
-		// The address may be wrong as long as no gateway has answered.
-		if !passes || failures >= 60 || (token == "" && failures >= 5) {
+		w.failures++
+		delay, passes := retryDelay(failure)
+		if !passes || w.failures >= w.tries {
 			return nil, err
 		}
-		fmt.Fprintf(os.Stderr, "%s; going on at byte %d\n", status.Convert(err).Message(), offset)
+		w.note("%s; going on at byte %d", failure.Message(), w.end)
 		time.Sleep(delay)
 	}
 }
 
-func show(message *pb.StreamStatusResponse) {
-	if message.GetDelta().GetRewind() {
-		fmt.Fprintf(os.Stderr, "the job started over: what follows replaces the output from byte %d\n", message.Delta.Offset)
+// follow prints what one stream brings. It returns the status of a job that has ended, and nothing for a job that is
+// silent, which it may be for hours.
+func (w *watcher) follow() (*pb.JobStatus, error) {
+	// A stream is opened again after this time, so that a dead connection is noticed.
+	ctx, cancel := limit("LLM_STREAM_SECONDS", "120")
+	defer cancel()
+	stream, err := w.client.StreamStatus(ctx, &pb.StreamStatusRequest{WorkflowId: w.id, ResumeToken: w.token})
+	if err != nil {
+		return nil, err
 	}
-	fmt.Print(message.GetDelta().GetText())
-	if status := message.Status; status != nil {
-		fmt.Fprintf(os.Stderr, "%s %.0f %%\n", status.State, status.GetProgress().GetPercent())
+	for first := true; ; first = false {
+		message, err := stream.Recv()
+		switch {
+		case err == io.EOF:
+			return nil, status.Error(codes.Unavailable, "the stream ended before the job did")
+		case !first && status.Code(err) == codes.DeadlineExceeded:
+			w.failures = 0
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
+		w.tries = 60
+		// Each stream begins with the status, which the last stream may have brought already.
+		if !first || message.Delta != nil {
+			w.failures = 0
+		}
+		w.show(message)
+		// Output may follow a first message with a final status.
+		if isFinal(message.GetStatus().GetState()) && (message.Result != nil || message.Delta == nil) {
+			return message.Status, nil
+		}
 	}
 }
 
-// run prints what a command brings, and says whether the job of a watch succeeded.
-func run(client pb.LlmServiceClient, command, argument, optional string) (bool, error) {
-	ctx, cancel := limit("LLM_TIMEOUT_SECONDS", 30)
+// show prints the output, and each new state.
+func (w *watcher) show(message *pb.StreamStatusResponse) {
+	if message.ResumeToken != "" {
+		w.token = message.ResumeToken
+	}
+	w.end = message.NextOffset
+	if delta := message.Delta; delta != nil {
+		if delta.Rewind {
+			w.note("the job started over: what follows replaces the output from byte %d", delta.Offset)
+		}
+		fmt.Print(delta.Text)
+		w.inLine = !strings.HasSuffix(delta.Text, "\n")
+	}
+	if message.Status != nil && message.Status.State != w.state {
+		w.state = message.Status.State
+		w.note("%s", w.state)
+	}
+}
+
+// note prints a line. On a terminal it does not continue a line of the output.
+func (w *watcher) note(format string, values ...interface{}) {
+	if w.inLine {
+		format = "\n" + format
+	}
+	w.inLine = false
+	log.Printf(format, values...)
+}
+
+// run does what the command line asks for. A watch of a job that does not succeed is an error.
+func run(client pb.LlmServiceClient, command, argument, optional string) error {
+	ctx, cancel := limit("LLM_TIMEOUT_SECONDS", "30")
 	defer cancel()
 	switch command {
 	case "submit":
 		job := &pb.JobRequest{}
 		if err := protojson.Unmarshal([]byte(argument), job); err != nil {
-			return false, fmt.Errorf("the job is no JSON of a JobRequest: %w", err)
+			return fmt.Errorf("the job is no JSON of a JobRequest: %w", err)
 		}
 		response, err := client.Submit(ctx, &pb.SubmitRequest{Job: job})
 		if err == nil {
 			fmt.Println(response.WorkflowId)
 		}
-		return true, err
+		return err
 	case "watch":
-		last, err := watch(client, argument, optional)
-		if last.GetError() != nil {
-			fmt.Fprintln(os.Stderr, last.Error.Message)
+		last, err := (&watcher{client: client, id: argument, token: optional}).watch()
+		if err == nil && last.State != pb.JobState_JOB_STATE_SUCCEEDED {
+			err = errors.New(last.GetError().GetMessage())
 		}
-		return last.GetState() == pb.JobState_JOB_STATE_SUCCEEDED, err
+		return err
 	case "cancel":
 		response, err := client.Cancel(ctx, &pb.CancelRequest{WorkflowId: argument, Reason: optional})
 		if state := response.GetStatus().GetState(); isFinal(state) {
@@ -133,31 +188,29 @@ func run(client pb.LlmServiceClient, command, argument, optional string) (bool, 
 		} else if err == nil {
 			fmt.Println("cancel requested")
 		}
-		return true, err
+		return err
 	}
-	return false, fmt.Errorf("usage: client submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]")
+	return errors.New("usage: client submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]")
 }
 
 func main() {
-	address := os.Getenv("LLM_ADDRESS")
-	if address == "" {
-		address = "127.0.0.1:50051"
-	}
+	log.SetFlags(0)
+	address := setting("LLM_ADDRESS", "127.0.0.1:50051")
 	channel, err := grpc.Dial(address, grpc.WithInsecure())
-	succeeded := false
 	if err == nil {
 		arguments := append(os.Args[1:], "", "", "")
-		succeeded, err = run(pb.NewLlmServiceClient(channel), arguments[0], arguments[1], arguments[2])
+		err = run(pb.NewLlmServiceClient(channel), arguments[0], arguments[1], arguments[2])
 	}
-	if failure, ok := status.FromError(err); err != nil && ok {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", code.Code(failure.Code()), failure.Message())
+	if err == nil {
+		return
+	}
+	if failure, ok := status.FromError(err); !ok {
+		log.Print(err)
+	} else {
+		log.Printf("%s: %s", code.Code(failure.Code()), failure.Message())
 		if failure.Code() == codes.Unavailable {
-			fmt.Fprintf(os.Stderr, "Does a gateway listen at %s? LLM_ADDRESS names another address.\n", address)
+			log.Printf("Does a gateway listen at %s? LLM_ADDRESS names another address.", address)
 		}
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, err)
 	}
-	if err != nil || !succeeded {
-		os.Exit(1)
-	}
+	os.Exit(1)
 }

@@ -18,15 +18,8 @@ import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.util.Iterator;
 import java.util.concurrent.TimeUnit;
-import llm.v1.CancelRequest;
-import llm.v1.JobRequest;
-import llm.v1.JobState;
-import llm.v1.JobStatus;
-import llm.v1.LlmServiceGrpc;
+import llm.v1.*;
 import llm.v1.LlmServiceGrpc.LlmServiceBlockingStub;
-import llm.v1.StreamStatusRequest;
-import llm.v1.StreamStatusResponse;
-import llm.v1.SubmitRequest;
 
 public class Client {
   static final PrintStream OUT = new PrintStream(System.out, true, StandardCharsets.UTF_8);
@@ -68,15 +61,18 @@ public class Client {
   // where it broke, so that every byte of the output is printed once.
   static JobStatus watch(LlmServiceBlockingStub stub, String id, String token) throws Exception {
     long offset = 0;
-    for (int failures = 1; ; failures++) {
+    int failures = 0, tries = 5;
+    for (; ; ) {
+      int messages = 0;
       try {
         StreamStatusRequest request = StreamStatusRequest.newBuilder().setWorkflowId(id).setResumeToken(token).build();
-        // A stream is opened again after this time, so that a silent one is noticed.
-        Iterator<StreamStatusResponse> messages = limited(stub, "LLM_STREAM_SECONDS", "120").streamStatus(request);
-        for (boolean first = true; messages.hasNext(); first = false) {
-          StreamStatusResponse message = messages.next();
+        // A stream is opened again after this time, so that a dead connection is noticed.
+        Iterator<StreamStatusResponse> stream = limited(stub, "LLM_STREAM_SECONDS", "120").streamStatus(request);
+        while (stream.hasNext()) {
+          StreamStatusResponse message = stream.next();
           // Each stream begins with the status, which the last stream may have brought already.
-          if (!first || message.hasDelta()) failures = 0;
+          if (++messages > 1 || message.hasDelta()) failures = 0;
+          tries = 60;
           offset = message.getNextOffset();
           if (!message.getResumeToken().isEmpty()) token = message.getResumeToken();
           show(message);
@@ -86,23 +82,41 @@ public class Client {
         }
         throw Status.UNAVAILABLE.withDescription("the stream ended before the job did").asRuntimeException();
       } catch (StatusRuntimeException error) {
+        Status.Code code = error.getStatus().getCode();
+        // A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
+        boolean lasted = messages > 0 && code == Status.Code.DEADLINE_EXCEEDED;
+        failures = lasted ? 0 : failures + 1;
+        if (lasted) continue;
+        // The address may be wrong as long as no gateway has answered. One that is full has answered.
+        if (code == Status.Code.RESOURCE_EXHAUSTED) tries = 60;
         long delay = retryDelay(error);
-        // The address may be wrong as long as no gateway has answered.
-        if (failures >= (token.isEmpty() ? 5 : 60)) throw error;
-        System.err.println(error.getStatus().getDescription() + "; going on at byte " + offset);
+        if (failures >= tries) throw error;
+        note(error.getStatus().getDescription() + "; going on at byte " + offset);
         Thread.sleep(delay);
       }
     }
   }
 
+  static JobState state = JobState.JOB_STATE_UNSPECIFIED;
+  static boolean inLine = false;
+
+  // Prints the output, and each new state.
   static void show(StreamStatusResponse message) {
-    if (message.getDelta().getRewind()) {
-      System.err.println("the job started over: what follows replaces the output from byte " + message.getDelta().getOffset());
-    }
-    OUT.print(message.getDelta().getText());
+    OutputDelta delta = message.getDelta();
+    if (delta.getRewind()) note("the job started over: what follows replaces the output from byte " + delta.getOffset());
+    OUT.print(delta.getText());
     OUT.flush();
-    JobStatus status = message.getStatus();
-    if (message.hasStatus()) System.err.println(status.getState() + " " + Math.round(status.getProgress().getPercent()) + " %");
+    if (message.hasDelta()) inLine = !delta.getText().endsWith("\n");
+    if (message.hasStatus() && message.getStatus().getState() != state) {
+      state = message.getStatus().getState();
+      note(state.toString());
+    }
+  }
+
+  // Prints a line to stderr. On a terminal it does not continue a line of the output.
+  static void note(String line) {
+    System.err.println(inLine ? "\n" + line : line);
+    inLine = false;
   }
 
   // Prints what a command brings. Returns false for the watch of a job that did not succeed.

@@ -1,7 +1,7 @@
 // A client of LlmService that knows proto/llm.proto and nothing else of this repository.
 //
 //   node client.js submit '{"user_id": "u", "request_id": "r", "model": "docstrings", "prompt": "def f("}'
-//   node client.js watch llmjob-u-r [output_offset]
+//   node client.js watch llmjob-u-r [resume_token]
 //   node client.js cancel llmjob-u-r [reason]
 //
 // The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr. A watch is
@@ -29,40 +29,46 @@ const FINAL_STATES = ['SUCCEEDED', 'FAILED', 'CANCELLED', 'TIMED_OUT'].map((name
 // Follows a job to its end and returns the last message: the final status and the result. A stream that breaks is
 // opened again where it broke, so that `onMessage` sees every byte of the output once. Throws an error that does not pass
 // by itself, or not in time.
-async function watch(client, workflowId, offset, onMessage) {
+async function watch(client, workflowId, token, onMessage) {
   let failures = 0;
   let tries = FIRST_TRIES;
-  let token = '';
-  let known;
+  let offset = 0;
   for (;;) {
-    const stream = client.StreamStatus({ workflow_id: workflowId, output_offset: offset, resume_token: token });
-    const silence = setTimeout(() => stream.cancel(), IDLE_MS);
+    const stream = client.StreamStatus({ workflow_id: workflowId, resume_token: token });
+    let silent = false;
+    const silence = setTimeout(() => {
+      silent = true;
+      stream.cancel();
+    }, IDLE_MS);
+    let last;
     try {
-      let first = true;
-      let last;
-      for await (last of stream) {
+      for await (const message of stream) {
         silence.refresh();
-        ({ next_offset: offset, resume_token: token } = last);
-        const status = JSON.stringify(last.status);
-        // Each stream begins with the status, which may be the one that the last stream has brought.
-        if (!first || last.delta || status !== known) failures = 0;
-        if (last.status) known = status;
-        first = false;
+        // Each stream begins with the status, which the last stream may have brought already.
+        if (last || message.delta) failures = 0;
         tries = TRIES;
-        onMessage(last);
+        offset = message.next_offset;
+        token = message.resume_token || token;
+        onMessage(message);
+        last = message;
       }
       // Output may follow a first message with a final status.
       if (FINAL_STATES.includes(last?.status?.state) && (last.result || !last.delta)) return last;
       throw { code: grpc.status.UNAVAILABLE, details: 'the stream ended before the job did' };
     } catch (error) {
-      const asked = retryDelay(error);
+      // A job may be silent for hours: a stream that has begun and fallen silent has not failed.
+      if (silent && last) {
+        failures = 0;
+        continue;
+      }
       failures += 1;
+      const asked = retryDelay(error);
       // Without RetryInfo it is a limit of gRPC's, such as a message's size.
-      const limited = error.code === grpc.status.RESOURCE_EXHAUSTED && asked !== undefined;
-      if (limited) tries = TRIES;
+      const full = error.code === grpc.status.RESOURCE_EXHAUSTED && asked !== undefined;
+      if (full) tries = TRIES;
       const reset = RESET.includes(error.code) && !error.metadata?.get('grpc-status-details-bin').length;
-      if (!(limited || reset || PASSING.includes(error.code)) || failures >= tries) throw error;
-      console.error(`${error.details}; going on at byte ${offset}`);
+      if (!(full || reset || PASSING.includes(error.code)) || failures >= tries) throw error;
+      note(`${error.details}; going on at byte ${offset}`);
       await delay(asked ?? RETRY_MS);
     } finally {
       clearTimeout(silence);
@@ -71,15 +77,25 @@ async function watch(client, workflowId, offset, onMessage) {
 }
 
 let shown;
+let inLine = false;
 
 // Writes the output, and each new state.
 function show({ delta, status }) {
-  if (delta?.rewind) console.error(`the job started over: what follows replaces the output from byte ${delta.offset}`);
-  if (delta) process.stdout.write(delta.text);
+  if (delta?.rewind) note(`the job started over: what follows replaces the output from byte ${delta.offset}`);
+  if (delta) {
+    process.stdout.write(delta.text);
+    inLine = !delta.text.endsWith('\n');
+  }
   if (status && status.state !== shown) {
     shown = status.state;
-    console.error(shown);
+    note(shown);
   }
+}
+
+// Writes a line to stderr. On a terminal it does not continue a line of the output.
+function note(line) {
+  console.error(inLine ? `\n${line}` : line);
+  inLine = false;
 }
 
 async function main([command, ...args]) {
@@ -91,7 +107,7 @@ async function main([command, ...args]) {
       return 0;
     }
     case 'watch': {
-      const { status } = await watch(client, args[0], Number(args[1] ?? 0), show);
+      const { status } = await watch(client, args[0], args[1] ?? '', show);
       if (status.error) console.error(status.error.message);
       return status.state === 'JOB_STATE_SUCCEEDED' ? 0 : 1;
     }
@@ -101,7 +117,7 @@ async function main([command, ...args]) {
       return 0;
     }
     default:
-      console.error('usage: node client.js submit JOB_AS_JSON | watch WORKFLOW_ID [OFFSET] | cancel WORKFLOW_ID [REASON]');
+      console.error('usage: node client.js submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]');
       return 2;
   }
 }

@@ -10,12 +10,12 @@ require "grpc"
 require "google/rpc/error_details_pb"
 require "llm_services_pb"
 
-include GRPC::Core::StatusCodes
+include Llm::V1
 
 ADDRESS = ENV.fetch("LLM_ADDRESS", "127.0.0.1:50051")
 # Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
 TIMEOUT_SECONDS = Float(ENV.fetch("LLM_TIMEOUT_SECONDS", "30"))
-# A stream is opened again after this time, so that a silent one is noticed.
+# A stream is opened again after this time, so that a dead connection is noticed.
 STREAM_SECONDS = Float(ENV.fetch("LLM_STREAM_SECONDS", "120"))
 FINAL = %i[JOB_STATE_SUCCEEDED JOB_STATE_FAILED JOB_STATE_CANCELLED JOB_STATE_TIMED_OUT].freeze
 
@@ -24,20 +24,24 @@ def retry_delay(error)
   details = error.to_rpc_status&.details.to_a
   info = details.find { |detail| detail.is(Google::Rpc::RetryInfo) }
   return info.unpack(Google::Rpc::RetryInfo).retry_delay.to_f if info
-  # INTERNAL and UNKNOWN without details are streams that a proxy has reset.
-  passes = [UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED] + (details.empty? ? [INTERNAL, UNKNOWN] : [])
-  1 if passes.include?(error.code)
+  case error
+  when GRPC::Unavailable, GRPC::Cancelled, GRPC::DeadlineExceeded then 1
+  when GRPC::Internal, GRPC::Unknown then 1 if details.empty? # a stream that a proxy has reset
+  end
 end
 
 # Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again where
 # it broke, so that every byte of the output is printed once.
 def watch(stub, workflow_id, token)
-  failures, offset = 0, 0
+  failures, tries, offset = 0, 5, 0
   begin
-    request = Llm::V1::StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
-    stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each_with_index do |message, index|
+    messages = 0
+    request = StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
+    stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each do |message|
+      messages += 1
+      tries = 60
       # Each stream begins with the status, which the last stream may have brought already.
-      failures = 0 if index.positive? || message.delta
+      failures = 0 if messages > 1 || message.delta
       offset = message.next_offset
       token = message.resume_token unless message.resume_token.empty?
       show(message)
@@ -48,40 +52,50 @@ def watch(stub, workflow_id, token)
   rescue GRPC::BadStatus, GRPC::Core::CallError => e
     # What a deadline becomes while a message is awaited.
     e = GRPC::DeadlineExceeded.new("no message has come") if e.is_a?(GRPC::Core::CallError)
-    failures += 1
+    # A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
+    lasted = e.is_a?(GRPC::DeadlineExceeded) && messages.positive?
+    failures = lasted ? 0 : failures + 1
+    retry if lasted
+    # The address may be wrong as long as no gateway has answered. One that is full has answered.
+    tries = 60 if e.is_a?(GRPC::ResourceExhausted)
     delay = retry_delay(e)
-    # The address may be wrong as long as no gateway has answered.
-    raise if delay.nil? || failures >= (token.empty? ? 5 : 60)
-    warn "#{e.details}; going on at byte #{offset}"
+    raise e if delay.nil? || failures >= tries
+    note "#{e.details}; going on at byte #{offset}"
     sleep delay
     retry
   end
 end
 
+# Prints the output, and each new state.
 def show(message)
-  delta, status = message.delta, message.status
-  warn "the job started over: what follows replaces the output from byte #{delta.offset}" if delta&.rewind
+  delta, state = message.delta, message.status&.state
+  note "the job started over: what follows replaces the output from byte #{delta.offset}" if delta&.rewind
   $stdout.write(delta.text) if delta
-  warn [status.state, status.progress && "#{status.progress.percent.round} %"].compact.join(" ") if status
+  $in_line = !delta.text.end_with?("\n") if delta
+  note $state = state if state && state != $state
+end
+
+# Prints a line to stderr. On a terminal it does not continue a line of the output.
+def note(line)
+  warn $in_line ? "\n#{line}" : line
+  $in_line = false
 end
 
 $stdout.sync = true
 command, argument, optional = ARGV
-stub = Llm::V1::LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
+stub = LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
 deadline = Time.now + TIMEOUT_SECONDS
 begin
   case argument && command
   when "submit"
-    request = Llm::V1::SubmitRequest.new(job: Llm::V1::JobRequest.decode_json(argument))
-    puts stub.submit(request, deadline: deadline).workflow_id
+    puts stub.submit(SubmitRequest.new(job: JobRequest.decode_json(argument)), deadline: deadline).workflow_id
   when "watch"
     status = watch(stub, argument, optional.to_s)
     warn status.error.message if status.error
     exit status.state == :JOB_STATE_SUCCEEDED
   when "cancel"
-    request = Llm::V1::CancelRequest.new(workflow_id: argument, reason: optional.to_s)
-    status = stub.cancel(request, deadline: deadline).status
-    puts FINAL.include?(status.state) ? status.state : "cancel requested"
+    state = stub.cancel(CancelRequest.new(workflow_id: argument, reason: optional.to_s), deadline: deadline).status.state
+    puts FINAL.include?(state) ? state : "cancel requested"
   else
     abort "usage: client.rb submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]"
   end

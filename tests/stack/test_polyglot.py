@@ -73,7 +73,7 @@ def of_python(client: Sequence[str]) -> bool:
 
 def job(client: Sequence[str], name: str, **changes: Any) -> str:
     # The programs of two languages have one name, in different folders.
-    example = "-".join(Path(client[0]).parts[-2:])
+    example = "-".join(Path(client[-1]).parts[-2:])
     return json.dumps({**SPECIFIED, "request_id": f"{example}-{name}", **changes})
 
 
@@ -211,15 +211,17 @@ async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Sta
 
 
 async def test_an_example_waits_as_long_as_the_gateway_asks_for(client: Sequence[str], stack: Stack) -> None:
-    seconds = 4
+    """A gateway that has no place for one more watcher has answered: its address is not wrong."""
     submitted = await run(*client, "submit", job(client, "asked"), LLM_ADDRESS=stack.address("gateway"))
-    asked = Turn(messages=0, retry_delay=timedelta(seconds=seconds))
-    async with serving(stack, asked, Turn(fails=False)) as gateway:
+    asked = Turn(messages=0, full=True, retry_delay=timedelta(seconds=2))
+    # The wait of the library gets longer with each failure, and has no limit of tries.
+    again = [asked._replace(retry_delay=timedelta(milliseconds=1))] * (0 if of_python(client) else 5)
+    async with serving(stack, asked, *again, Turn(fails=False)) as gateway:
         began = time.monotonic()
         watched = await run(*client, "watch", submitted.output.strip(), LLM_ADDRESS=gateway.address)
     assert watched.status == 0, watched.errors
-    assert time.monotonic() - began >= seconds
-    assert gateway.streams == 2
+    assert time.monotonic() - began >= 2
+    assert gateway.streams == 1 + len(again) + 1
 
 
 async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
@@ -232,13 +234,33 @@ async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
     environment = {}
     if not of_python(client):
         turns.append(Turn(messages=0, silent=True))
-        environment |= {"LLM_IDLE_SECONDS": "5", "LLM_STREAM_SECONDS": "5"}
+        environment |= {"LLM_IDLE_SECONDS": "2", "LLM_STREAM_SECONDS": "2"}
     async with serving(stack, *turns, Turn(fails=False)) as gateway:
         watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=gateway.address, **environment)
     assert watched.status == 0, watched.errors
     assert gateway.streams >= len(turns) + 1
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
     assert watched.output == look.result.output != ""
+
+
+@pytest.mark.long
+async def test_an_example_watches_a_job_that_is_silent_for_hours(
+    client: Sequence[str], stack: Stack, stub: LlmServiceStub
+) -> None:
+    """Each stream brings the status, and nothing more until its time is up."""
+    if of_python(client):
+        pytest.skip("the library has the deadline")
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+    silent = [Turn(messages=1, silent=True)] * 61
+    async with serving(stack, *silent, Turn(fails=False)) as gateway:
+        limits = {"LLM_IDLE_SECONDS": "0.3", "LLM_STREAM_SECONDS": "0.3"}
+        watching = await start(*client, "watch", response.workflow_id, LLM_ADDRESS=gateway.address, **limits)
+        async with asyncio.timeout(120):
+            while gateway.streams <= len(silent) and watching.returncode is None:  # noqa: ASYNC110  nothing notifies
+                await asyncio.sleep(0.1)
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=response.workflow_id, reason="not needed"))
+        _, errors = await watching.communicate()
+    assert errors.endswith(b"not needed\n"), errors
 
 
 async def test_an_example_goes_on_after_a_stream_that_a_proxy_resets(

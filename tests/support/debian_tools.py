@@ -1,4 +1,4 @@
-"""Toolchains of other languages: the system's for C++ and Java, others unpacked by `make tools` from Debian's."""
+"""Toolchains of other languages: the system's, or unpacked from Debian's packages by `make tools` and the like."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ RUBY = ROOT / "clients" / "ruby"
 GO = ROOT / "clients" / "go"
 CPP = ROOT / "clients" / "cpp"
 JAVA = ROOT / "clients" / "java"
-JARS = Path("/usr/share/java")
+JARS = (TOOLS / "usr" / "share" / "java", Path("/usr/share/java"))
 CLASSES = (
     *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite", "grpc-stub"),
     *("protobuf", "protobuf-util", "proto-google-common-protos", "gson", "guava", "geronimo-annotation-1.3-spec"),
@@ -90,40 +90,43 @@ async def go_example(folder: Path) -> Sequence[str]:
 
 async def cpp_example() -> Sequence[str]:
     """Return the command of the C++ example. Skips the test without CMake, a compiler and gRPC for C++."""
-    for program in ("cmake", "c++", "pkg-config", "protoc", "grpc_cpp_plugin"):
-        if shutil.which(program, path=os.defpath) is None:
-            pytest.skip(f"{program} is not installed")
+    for name in ("cmake", "c++", "pkg-config", "protoc", "grpc_cpp_plugin"):
+        if program(name) is None:
+            pytest.skip(f"{name} is not there: make tools-cpp")
     # The first build takes a minute, and later ones a second.
     build = TOOLS / "cpp"
-    configured = await run("cmake", "-S", str(CPP), "-B", str(build), PATH=os.defpath)
+    libraries = next((TOOLS / "usr" / "lib").glob("*-linux-gnu"), None)
+    environment = {"PATH": f"{TOOLS / 'usr' / 'bin'}:{os.defpath}"}
+    if libraries is not None and (libraries / "pkgconfig" / "grpc++.pc").exists():
+        # The files of pkg-config name folders below /usr.
+        environment |= {"PKG_CONFIG_SYSROOT_DIR": str(TOOLS), "PKG_CONFIG_PATH": str(libraries / "pkgconfig")}
+        environment |= {"LIBRARY_PATH": str(libraries), "LD_LIBRARY_PATH": str(libraries)}
+    configured = await run("cmake", "-S", str(CPP), "-B", str(build), **environment)
     if configured.status != 0 and "pkg_check_modules" in configured.errors:
-        pytest.skip("gRPC for C++ is not installed")
+        pytest.skip("gRPC for C++ is not there: make tools-cpp")
     assert configured.status == 0, configured.errors
-    built = await run("cmake", "--build", str(build), "--parallel", "2", PATH=os.defpath)
+    built = await run("cmake", "--build", str(build), "--parallel", "2", **environment)
     assert built.status == 0, built.output + built.errors
-    return (str(build / "client"),)
+    return ("env", *(f"{name}={value}" for name, value in environment.items()), str(build / "client"))
 
 
 async def java_example(folder: Path) -> Sequence[str]:
     """Return the command of the Java example, which is built in the folder. Skips the test without Java's gRPC."""
-    for program in ("java", "javac", "protoc", "grpc_java_plugin"):
-        if shutil.which(program, path=os.defpath) is None:
-            pytest.skip(f"{program} is not installed")
-    jars = [JARS / f"{name}.jar" for name in CLASSES]
+    java, javac, plugin = (program(name) for name in ("java", "javac", "grpc_java_plugin"))
+    if java is None or javac is None or plugin is None or program("protoc") is None:
+        pytest.skip("Java with gRPC is not there: make tools-java, and a JDK")
+    jars = [next((jar for place in JARS if (jar := place / f"{name}.jar").exists()), Path(name)) for name in CLASSES]
     if lacking := [jar.name for jar in jars if not jar.exists()]:
-        pytest.skip(f"gRPC for Java is not installed: {lacking}")
+        pytest.skip(f"gRPC for Java is not there: {lacking}: make tools-java")
     source, classes = folder / "generated", folder / "classes"
     source.mkdir()
-    plugin = shutil.which("grpc_java_plugin", path=os.defpath)
-    includes = [f"-I{ROOT / path}" for path in INCLUDES]
     options = (f"--java_out={source}", f"--plugin=protoc-gen-grpc={plugin}", f"--grpc_out={source}")
-    generated = await run("/usr/bin/protoc", *includes, *options, *PROTOS)
-    assert generated.status == 0, generated.errors
+    await generate(unpacked(), source, *options)
     path = ":".join(map(str, (classes, *jars)))
     files = [*map(str, source.rglob("*.java")), str(JAVA / "Client.java")]
-    compiled = await run("/usr/bin/javac", "-nowarn", "-cp", path, "-d", str(classes), *files)
+    compiled = await run(javac, "-nowarn", "-cp", path, "-d", str(classes), *files)
     assert compiled.status == 0, compiled.errors
-    return ("/usr/bin/java", "-cp", path, "Client")
+    return (java, "-cp", path, "Client")
 
 
 async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:

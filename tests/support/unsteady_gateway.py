@@ -27,6 +27,8 @@ class Turn(NamedTuple):
     """True if the gateway has resume tokens, False for an earlier version."""
     retry_delay: timedelta | None = None
     """Delay of the RetryInfo with which the stream fails."""
+    full: bool = False
+    """True if the stream fails with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
     reset: bool = False
     """True if the stream fails as one that a proxy resets: with INTERNAL, and without details."""
     rewinds: bool = False
@@ -107,11 +109,13 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
         if turn.reset:
             await context.abort(grpc.StatusCode.INTERNAL, "the stream was reset")
         if turn.fails:
-            status = status_pb2.Status(code=code_pb2.UNAVAILABLE)
+            code = code_pb2.RESOURCE_EXHAUSTED if turn.full else code_pb2.UNAVAILABLE
+            status = status_pb2.Status(code=code)
             if turn.retry_delay is not None:
                 status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=turn.retry_delay))
             trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke", trailers)
+            message = "too many watchers" if turn.full else "the connection broke"
+            await context.abort(grpc.StatusCode[code_pb2.Code.Name(code)], message, trailers)
 
 
 @asynccontextmanager

@@ -30,14 +30,22 @@ ADDRESS = os.environ.get("LLM_ADDRESS", "127.0.0.1:50051")
 def watch(job: Job, resume_token: str) -> None:
     """Print the job's output, and each new state. Raises JobError for a job that did not succeed."""
     state = JobState.JOB_STATE_UNSPECIFIED
+    text = ""
+
+    def note(line: str) -> None:
+        # On a terminal it does not continue a line of the output.
+        nonlocal text
+        print("\n" * (text[-1:] not in ("", "\n")) + line, file=sys.stderr)
+        text = ""
+
     for message in job.watch(resume_token):
         if message.delta.rewind:
-            where = message.delta.offset
-            print(f"the job started over: what follows replaces the output from byte {where}", file=sys.stderr)
+            note(f"the job started over: what follows replaces the output from byte {message.delta.offset}")
         print(message.delta.text, end="", flush=True)
+        text = message.delta.text or text
         if message.HasField("status") and message.status.state != state:
             state = message.status.state
-            print(JobState.Name(state), file=sys.stderr)
+            note(JobState.Name(state))
     job.result()
 
 
