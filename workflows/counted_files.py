@@ -45,7 +45,7 @@ class CountedFiles:
         full = counted and not request.gone and not self._make_room(request.files)
         for file in request.files if counted and not full else ():
             last = self._files.get(file.file_id)
-            if request.gone and last is not None and not last.gone and created(last) > created(file) > 0:
+            if request.gone and last is not None and not last.gone and _differ(created(last), created(file)):
                 # It was uploaded again before this request arrived.
                 continue
             self._version += 1
@@ -88,6 +88,14 @@ class CountedFiles:
             if file.count_time.ToDatetime(UTC) >= before:
                 return
             del self._files[id_]
+
+
+def _differ(one: int, other: int) -> bool:
+    """Return whether two files of one id surely differ, by when they were created: see created().
+
+    Which one is the later nobody can tell: they may have been created by the clocks of two gateways.
+    """
+    return one != other and 0 not in (one, other)
 
 
 def created(file: internal_pb2.CountedFile) -> int:

@@ -57,17 +57,19 @@ class Effects:
         workflow_id: str,
         name: str,
         *arguments: Any,
+        first_run_id: str | None = None,
         update_id: str | None = None,
         result_type: type | None = None,
     ) -> Any:
         """Update a workflow and return the update's result.
 
-        A repeat with the same `update_id` gets the result of the first one, as long as the run is the same. Raises
-        AuditUnavailable; RPCError: NOT_FOUND for a workflow that has ended, too, DEADLINE_EXCEEDED for one that does
-        not answer in time; WorkflowUpdateFailedError.
+        `first_run_id` is that of the workflow's first run: one that was started later under the same id is not
+        updated. A repeat with the same `update_id` gets the result of the first one, as long as the run is the same.
+        Raises AuditUnavailable; RPCError: NOT_FOUND for a workflow that has ended, too, DEADLINE_EXCEEDED for one that
+        does not answer in time; WorkflowUpdateFailedError.
         """
         await audit.allow()
-        handle = self._client.get_workflow_handle(workflow_id)
+        handle = self._client.get_workflow_handle(workflow_id, first_execution_run_id=first_run_id)
         try:
             return await handle.execute_update(
                 name, args=arguments, id=update_id, result_type=result_type, rpc_timeout=RPC_TIMEOUT

@@ -5,20 +5,33 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 
 from deploy.local.stack import Stack
-from llm_pb import common_pb2, llm_pb2
+from llm_pb import common_pb2, file_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
-from tests.support.files import bad_fields, delete, download, get, listed, new_file, refusal, until, upload
+from tests.support.files import (
+    bad_fields,
+    delete,
+    download,
+    get,
+    listed,
+    new_file,
+    refusal,
+    until,
+    upload,
+    upload_again,
+)
 from tests.support.jobs import details_of
+from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
 
 MIB = 1024 * 1024
 TENANTS: dict[str, dict[str, Any]] = {
@@ -28,6 +41,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "small": {"max_file_bytes": 3 * MIB},
     "racing": {"max_files": 5},
     "shared": {"max_file_bytes": 1000},
+    "twice": {"max_files": 1},
 }
 
 
@@ -65,7 +79,7 @@ def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def gateway(stack: Stack, callers: Callers, audit_log: Path) -> AsyncIterator[grpc.aio.Channel]:
+async def gateway(stack: Stack, callers: Callers, audit_log: Path, **settings: str) -> AsyncIterator[grpc.aio.Channel]:
     process = stack.add(
         "gateway",
         {
@@ -74,6 +88,7 @@ async def gateway(stack: Stack, callers: Callers, audit_log: Path) -> AsyncItera
             "GATEWAY_FILE_MAX_BYTES": str(4 * MIB),
             "GATEWAY_MAX_UPLOADS": "8",
             "GATEWAY_AUDIT": str(audit_log),
+            **settings,
         },
     )
     await process.start()
@@ -89,6 +104,23 @@ async def callers(stack: Stack, audit_log: Path, tmp_path_factory: pytest.TempPa
     async with gateway(stack, callers, audit_log) as channel:
         callers.channel = channel
         yield callers
+
+
+class Slow(NamedTuple):
+    """A gateway to which anything may happen between a call to Temporal and its answer."""
+
+    temporal: TemporalProxy
+    channel: grpc.aio.Channel
+
+
+@pytest.fixture(scope="module")
+async def slow(stack: Stack, callers: Callers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Slow]:
+    log = tmp_path_factory.mktemp("audit-of-slow") / "audit.jsonl"
+    async with (
+        temporal_proxy(stack.address("temporal")) as (proxy, address),
+        gateway(stack, callers, log, TEMPORAL_ADDRESS=address, GATEWAY_ROLE="api") as channel,
+    ):
+        yield Slow(proxy, channel)
 
 
 async def test_another_tenants_file_is_not_there(callers: Callers) -> None:
@@ -225,6 +257,62 @@ async def test_uploads_that_race_at_two_gateways_keep_the_quota(stack: Stack, ca
         freed = new_file(file={"ref": common_pb2.FileRef(size_bytes=200)})
         assert (await upload(other, freed, bytes(200))).committed_bytes == 200
         assert await refusal(upload(one, new_file(), b"1")) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+
+
+@pytest.mark.parametrize(("method", "calls"), [("DescribeWorkflowExecution", 2), ("UpdateWorkflowExecution", 1)])
+async def test_of_two_uploads_under_one_key_at_once_the_file_counts_no_more_once_it_is_deleted(
+    callers: Callers, slow: Slow, method: str, calls: int
+) -> None:
+    """Each has counted a file that it was to create, and one of them has created it: before the other or after it."""
+    one, other = callers.of("twice"), callers.at(slow.channel, "twice")
+    key = new_file()
+
+    async def after(calls: int) -> None:
+        # A gateway describes a workflow twice before it counts as unknown.
+        if calls > 1:
+            slow.temporal.meanwhile[method] = partial(after, calls - 1)
+        else:
+            await upload(one, key, b"1")
+
+    slow.temporal.meanwhile[method] = partial(after, calls)
+    file = await upload(other, key, b"1")
+    assert not slow.temporal.meanwhile
+    assert await refusal(upload(one, new_file(), b"2")) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+    await delete(one, file.ref.file_id)
+    for stub in (other, one):
+        another = await upload(stub, new_file(), b"2")
+        await delete(stub, another.ref.file_id)
+
+
+async def test_a_deletion_deletes_no_file_that_is_uploaded_under_its_id_meanwhile(callers: Callers, slow: Slow) -> None:
+    acme, other = callers.of("acme"), callers.at(slow.channel, "acme")
+    key = new_file()
+    first = await upload(acme, key, b"1")
+    again: list[file_pb2.File] = []
+
+    async def replace() -> None:
+        await delete(acme, first.ref.file_id)
+        again.append(await upload_again(acme, key, b"1"))
+
+    slow.temporal.meanwhile["DescribeWorkflowExecution"] = replace
+    await delete(other, first.ref.file_id)
+    assert again == [await get(acme, first.ref.file_id)]
+    assert again[0].create_time.ToNanoseconds() > first.create_time.ToNanoseconds()
+
+
+async def test_an_upload_adds_nothing_to_a_file_that_was_begun_again_under_its_id(callers: Callers, slow: Slow) -> None:
+    acme, other = callers.of("acme"), callers.at(slow.channel, "acme")
+    key = new_file()
+    first = await upload(acme, key, b"", last=False)
+
+    async def begin_again() -> None:
+        await delete(acme, first.ref.file_id)
+        await upload_again(acme, key, b"", last=False)
+
+    slow.temporal.meanwhile["QueryWorkflow"] = begin_again
+    assert await refusal(upload(other, key, b"of the first")) == ("NOT_FOUND", "FILE_NOT_FOUND")
+    assert not (await get(acme, first.ref.file_id)).committed_bytes
+    assert (await upload(acme, key, b"of the second")).state == file_pb2.FILE_STATE_READY
 
 
 async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: Path) -> None:

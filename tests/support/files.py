@@ -109,12 +109,12 @@ async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def upload_again(stub: Any, key: dict[str, Any], content: bytes) -> file_pb2.File:
+async def upload_again(stub: Any, key: dict[str, Any], content: bytes, *, last: bool = True) -> file_pb2.File:
     """Upload a file under the key of one that is being removed."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                return await upload(stub, key, content)
+                return await upload(stub, key, content, last=last)
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise

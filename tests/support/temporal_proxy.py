@@ -33,6 +33,8 @@ class TemporalProxy(grpc.GenericRpcHandler):
         """Delay of each answer in seconds, by method name."""
         self.lost: dict[str, tuple[grpc.StatusCode, Callable[[], Awaitable[None]]]] = {}
         """The status that the next call gets in place of its answer, and what happens before, by method name."""
+        self.meanwhile: dict[str, Callable[[], Awaitable[None]]] = {}
+        """What happens between the next call and its answer, by method name."""
         self.running: Counter[str] = Counter()
         self.peaks: Counter[str] = Counter()
         """Maximum number of concurrent calls so far, by method name. `running` is the current number."""
@@ -71,14 +73,20 @@ class TemporalProxy(grpc.GenericRpcHandler):
                     request, metadata=metadata, timeout=context.time_remaining()
                 )
             except grpc.aio.AioRpcError as error:
+                await self._pass_time(name)
                 await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
             if name in self.lost:
                 code, meanwhile = self.lost.pop(name)
                 await meanwhile()
                 await context.abort(code, "the answer was lost")
+            await self._pass_time(name)
             return answer
 
         return grpc.unary_unary_rpc_method_handler(call)
+
+    async def _pass_time(self, method: str) -> None:
+        if (meanwhile := self.meanwhile.pop(method, None)) is not None:
+            await meanwhile()
 
 
 @asynccontextmanager

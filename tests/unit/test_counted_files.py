@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from llm_pb import internal_pb2
 from workflows.counted_files import CountedFiles
 
@@ -13,6 +15,12 @@ def request(
 ) -> internal_pb2.CountFilesRequest:
     files = [internal_pb2.CountedFile(file_id=id_, size=size) for id_, size in (sizes or {}).items()]
     return internal_pb2.CountFilesRequest(files=files, known_ledger=known[0], known_version=known[1], gone=gone)
+
+
+def created_at(time: datetime, asked: internal_pb2.CountFilesRequest) -> internal_pb2.CountFilesRequest:
+    for file in asked.files:
+        file.create_time.FromDatetime(time)
+    return asked
 
 
 def sizes_of(response: internal_pb2.CountFilesResponse) -> dict[str, int | None]:
@@ -61,22 +69,24 @@ def test_files_that_come_and_go_fit_into_the_input_of_the_next_run() -> None:
     for second in range(60):
         now = NOW + timedelta(seconds=second)
         sizes = {f"file-{'x' * 60}{second:03}{number:03}": 2**40 for number in range(300)}
-        counted = files.count(request(("ledger", known), sizes), "ledger", now)
+        counted = files.count(created_at(now, request(("ledger", known), sizes)), "ledger", now)
         assert counted.counted
-        known = files.count(request(("ledger", counted.version), sizes, gone=True), "ledger", now).version
+        gone = created_at(now, request(("ledger", counted.version), sizes, gone=True))
+        known = files.count(gone, "ledger", now).version
     files.save(state)
-    assert 500_000 < state.ByteSize() < 1_600_000
+    assert all(file.HasField("create_time") for file in state.files)
+    assert 500_000 < state.ByteSize() < 1_700_000
     assert state.files[-1].version == known, "the last ones are kept"
 
 
-def test_what_says_that_an_earlier_file_is_gone_does_not_count_for_a_later_one() -> None:
+@pytest.mark.parametrize("earlier", [NOW - timedelta(minutes=1), NOW + timedelta(minutes=1)], ids=["", "skewed"])
+def test_what_says_that_an_earlier_file_is_gone_does_not_count_for_a_later_one(earlier: datetime) -> None:
+    """The clocks of the gateways that have created the two may differ by more than the time between them."""
     files = CountedFiles()
 
-    def about(created: int, *, gone: bool = False) -> internal_pb2.CountFilesRequest:
-        asked = request(("ledger", 0), {"a": 1}, gone=gone)
-        asked.files[0].create_time.FromNanoseconds(created)
-        return asked
+    def about(created: datetime, *, gone: bool = False) -> internal_pb2.CountFilesRequest:
+        return created_at(created, request(("ledger", 0), {"a": 1}, gone=gone))
 
-    assert files.count(about(2), "ledger", NOW).counted
-    assert sizes_of(files.count(about(1, gone=True), "ledger", NOW)) == {"a": 1}
-    assert sizes_of(files.count(about(2, gone=True), "ledger", NOW)) == {"a": None}
+    assert files.count(about(NOW), "ledger", NOW).counted
+    assert sizes_of(files.count(about(earlier, gone=True), "ledger", NOW)) == {"a": 1}
+    assert sizes_of(files.count(about(NOW, gone=True), "ledger", NOW)) == {"a": None}

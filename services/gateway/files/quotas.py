@@ -50,10 +50,9 @@ class _Asked(NamedTuple):
 
 
 class _Counted(NamedTuple):
-    """What the ledger has counted last of a file."""
+    """What the ledger has counted last of a file that is not gone."""
 
-    size: int | None
-    """None for a file that is gone."""
+    size: int
     created: int
     """As in _Asked. 0: not known."""
     heard: float
@@ -81,6 +80,8 @@ class _Known:
     looked_at: float | None = None
     counted: dict[str, _Counted] = field(default_factory=dict)
     """By id."""
+    removed: dict[tuple[str, int], float] = field(default_factory=dict)
+    """When this gateway heard that a file is gone, by its id and when it was created. 0: any of the id."""
     version: tuple[str, int] = ("", 0)
     """The ledger, and the version of it that this gateway knows."""
 
@@ -191,7 +192,11 @@ class FileQuotas:
         if response.ledger != known.version[0] or response.version > known.version[1]:
             known.version = (response.ledger, response.version)
             for file in response.files:
-                known.counted[file.file_id] = _Counted(None if file.gone else file.size, created_at(file), now)
+                if file.gone:
+                    known.counted.pop(file.file_id, None)
+                    known.removed[file.file_id, created_at(file)] = now
+                else:
+                    known.counted[file.file_id] = _Counted(file.size, created_at(file), now)
         if response.HasField("retry_delay"):
             return response.retry_delay.ToTimedelta()
         return response.counted
@@ -203,9 +208,9 @@ class FileQuotas:
         `created` is the file's create_time in nanoseconds: one that was uploaded again under the same id counts.
         """
         if (known := self._known.get(tenant)) is not None:
-            for kept in (known.listed, known.counted):
-                if (file := kept.get(file_id)) is not None and file.created <= created:
-                    del kept[file_id]
+            known.removed[file_id, created] = asyncio.get_running_loop().time()
+            if (last := known.counted.get(file_id)) is not None and (not created or last.created in (0, created)):
+                del known.counted[file_id]
             try:
                 async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
                     await known.gone.add(_Asked(file_id, 0, created))
@@ -233,15 +238,16 @@ class FileQuotas:
         now = asyncio.get_running_loop().time()
         if known.looked_at is None or now - known.looked_at > _FRESH.total_seconds():
             await self._shared.fresh(tenant, lambda: self._look(tenant))
-        known.counted = {
-            id_: counted for id_, counted in known.counted.items() if now - counted.heard < _SHOWN_AFTER.total_seconds()
+        shown = now - _SHOWN_AFTER.total_seconds()
+        known.counted = {id_: counted for id_, counted in known.counted.items() if counted.heard > shown}
+        known.removed = {file: heard for file, heard in known.removed.items() if heard > shown}
+        sizes = {
+            id_: file.size
+            for id_, file in known.listed.items()
+            if (id_, file.created) not in known.removed and (id_, 0) not in known.removed
         }
-        sizes = {id_: file.size for id_, file in known.listed.items()}
         for id_, last in known.counted.items():
-            if last.size is not None:
-                sizes[id_] = max(last.size, sizes.get(id_, 0))
-            elif not 0 < last.created < known.listed.get(id_, last).created:
-                sizes.pop(id_, None)
+            sizes[id_] = max(last.size, sizes.get(id_, 0))
         return sizes
 
     async def _look(self, tenant: str) -> None:

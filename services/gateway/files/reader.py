@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from temporalio.client import (
     Client,
@@ -30,6 +30,14 @@ from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
 
 _log = logging.getLogger(__name__)
 _LIST_TIMEOUT: Final = timedelta(seconds=10)
+
+
+class FoundFile(NamedTuple):
+    """A file as its open record has it."""
+
+    file: file_pb2.File
+    first_run_id: str
+    """That of the record's workflow. A file that is uploaded again under the same id has another one."""
 
 
 class FileReader:
@@ -66,11 +74,15 @@ class FileReader:
         """Return a file. Raises ApiError NOT_FOUND for one that the caller may not see, RPCError, PayloadError."""
         if file_id.startswith(OUTPUT_ID_PREFIX):
             return (await self._output(caller, file_id)).file
-        found = await self.find(file_workflow_id(file_id, caller.tenant))
-        file = await file_of(found) if found is not None else None
-        if file is None or not caller.may_see(file.user_id):
+        return (await self.get_found(caller, file_id)).file
+
+    async def get_found(self, caller: Caller, file_id: str) -> FoundFile:
+        """Return a file that is no output of a job. Raises like get()."""
+        description = await self.find(file_workflow_id(file_id, caller.tenant))
+        found = await found_file(description) if description is not None else None
+        if found is None or not caller.may_see(found.file.user_id):
             raise file_not_found(file_id)
-        return file
+        return found
 
     async def record(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
         """Return the record of a file, with its objects. Raises like get(), and UNAVAILABLE without an answer."""
@@ -135,6 +147,13 @@ async def file_of(execution: WorkflowExecution) -> file_pb2.File | None:
         # A workflow that was started by hand may hold anything.
         return None
     return file if file is not None and file.ref.file_id else None
+
+
+async def found_file(description: WorkflowExecutionDescription) -> FoundFile | None:
+    """Return the file of a record, None once it is gone. Raises like file_of()."""
+    if (file := await file_of(description)) is None:
+        return None
+    return FoundFile(file, description.raw_description.workflow_execution_info.first_run_id)
 
 
 async def _readable(execution: WorkflowExecution) -> file_pb2.File | None:

@@ -38,7 +38,7 @@ from services.gateway.errors import (
     upload_overtaken,
 )
 from services.gateway.files.quotas import FileQuotas
-from services.gateway.files.reader import FileReader, file_of
+from services.gateway.files.reader import FileReader, FoundFile, file_of, found_file
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoreUnavailable
 
@@ -68,7 +68,7 @@ class FileRecords:
         self._settings = settings
         self._encryption = encryption
 
-    async def begin(self, caller: Caller, first: file_pb2.UploadFileRequest, id_: str) -> file_pb2.File:
+    async def begin(self, caller: Caller, first: file_pb2.UploadFileRequest, id_: str) -> FoundFile:
         """Return the file under the key of an upload, which is new or has the same description.
 
         Raises ApiError INVALID_ARGUMENT for a new one whose time has come, and what its callees raise.
@@ -91,8 +91,7 @@ class FileRecords:
         )
         file.ref.file_id = id_
         file.create_time.FromDatetime(now)
-        created = file.create_time.ToNanoseconds()
-        counts = await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes, created)
+        counts = await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes, _created(file))
         file.expire_time.FromDatetime(now + self._settings.file_upload_ttl)
         record = internal_pb2.FileRecord(
             file=file,
@@ -106,7 +105,7 @@ class FileRecords:
         if caller.tenant:
             attributes.append(SearchAttributePair(names.TENANT_ID, caller.tenant))
         try:
-            await self._effects.start(
+            handle = await self._effects.start(
                 names.FILE_WORKFLOW_TYPE,
                 record,
                 id_=workflow_id,
@@ -123,9 +122,11 @@ class FileRecords:
         except WorkflowAlreadyStartedError:
             if (found := await self._found(workflow_id, first)) is None:
                 raise store_unavailable("the file under this key has just gone; call again") from None
+            # The ledger has counted the file that was to be created here, which nobody will delete.
+            await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes, _created(found.file))
             return found
         _log.info("upload begins", extra={"file_id": id_})
-        return file
+        return FoundFile(file, handle.first_execution_run_id or "")
 
     def _expiry(self, declared: file_pb2.File, now: datetime) -> datetime:
         latest = now + self._settings.file_ttl
@@ -133,39 +134,39 @@ class FileRecords:
             return latest
         return min(latest, max(declared.expire_time.ToDatetime(UTC), now + min(_MIN_TTL, self._settings.file_ttl)))
 
-    async def _found(self, workflow_id: str, first: file_pb2.UploadFileRequest) -> file_pb2.File | None:
+    async def _found(self, workflow_id: str, first: file_pb2.UploadFileRequest) -> FoundFile | None:
         """Return the file of the open record under an id. Raises ApiError for another one, or one that is going."""
         description = await self._reader.find(workflow_id)
         if description is None:
             return None
-        file = await file_of(description)
-        if file is None:
+        found = await found_file(description)
+        if found is None:
             raise store_unavailable("the deleted file under this key is still being removed; call again")
         if await description.memo_value(names.MEMO_FILE_DIGEST, None) != _digest(first.file):
             raise file_key_reused(first.file.user_id, first.request_id)
-        return file
+        return found
 
-    async def remove(self, workflow_id: str, file: file_pb2.File) -> None:
-        """Mark a file as deleted. Raises RPCError, AuditUnavailable."""
+    async def remove(self, workflow_id: str, found: FoundFile) -> None:
+        """Mark a file as deleted, unless it is gone. Raises RPCError, AuditUnavailable."""
         try:
-            await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE)
+            await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE, first_run_id=found.first_run_id)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
         except WorkflowUpdateFailedError as error:
             # It has ended with the update.
             _log.info("%s did not take a delete: %r", workflow_id, error.cause)
-        await self._quotas.give_back(tenant_of(workflow_id), file.ref.file_id, file.create_time.ToNanoseconds())
+        await self._quotas.give_back(tenant_of(workflow_id), found.file.ref.file_id, _created(found.file))
 
     async def commit(
         self,
         workflow_id: str,
-        file: file_pb2.File,
+        found: FoundFile,
         commit: internal_pb2.CommitSegmentRequest,
         began: float,
         *,
         counted: bool,
-    ) -> file_pb2.File:
+    ) -> FoundFile:
         """Commit a segment of a file, and return the file, which ends with it. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. `counted`: whether the quotas count the file's
@@ -173,7 +174,7 @@ class FileRecords:
         faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota, INVALID_ARGUMENT beyond the maximum
         number of segments.
         """
-        counts, id_, created = None, file.ref.file_id, file.create_time.ToNanoseconds()
+        counts, id_, created = None, found.file.ref.file_id, _created(found.file)
         if not counted and commit.segment.size:
             try:
                 counts = await self._quotas.take(
@@ -192,7 +193,12 @@ class FileRecords:
                 counts()
             try:
                 changed: file_pb2.File = await self._effects.update(
-                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, update_id=update_id, result_type=file_pb2.File
+                    workflow_id,
+                    names.UPDATE_COMMIT_SEGMENT,
+                    commit,
+                    first_run_id=found.first_run_id,
+                    update_id=update_id,
+                    result_type=file_pb2.File,
                 )
             except WorkflowUpdateFailedError as error:
                 if isinstance(error.cause, ApplicationError):
@@ -213,7 +219,7 @@ class FileRecords:
                 if changed.committed_bytes != commit.offset + commit.segment.size:
                     # Its answer was lost, and another upload has gone on before the repeat.
                     raise upload_overtaken(changed.committed_bytes)
-                return changed
+                return found._replace(file=changed)
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _discard(self, workflow_id: str, commit: internal_pb2.CommitSegmentRequest) -> None:
@@ -232,6 +238,11 @@ class FileRecords:
         description = await self._reader.find(workflow_id)
         file = await file_of(description) if description is not None else None
         return file_not_found(id_) if file is None else upload_overtaken(file.committed_bytes)
+
+
+def _created(file: file_pb2.File) -> int:
+    """Return the create_time of a file in nanoseconds."""
+    return file.create_time.ToNanoseconds()
 
 
 def _digest(declared: file_pb2.File) -> str:

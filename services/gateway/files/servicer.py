@@ -70,10 +70,11 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
     async def DeleteFile(self, request: file_pb2.DeleteFileRequest, context: _Context) -> file_pb2.DeleteFileResponse:
         """See file.proto."""
         caller, records = current_caller(), self._stored().records
-        file = await self._reader.get(caller, request.file_id)
         if request.file_id.startswith(OUTPUT_ID_PREFIX):
+            await self._reader.get(caller, request.file_id)
             raise file_of_job(request.file_id)
-        await records.remove(file_workflow_id(request.file_id, caller.tenant), file)
+        found = await self._reader.get_found(caller, request.file_id)
+        await records.remove(file_workflow_id(request.file_id, caller.tenant), found)
         return file_pb2.DeleteFileResponse()
 
     def _stored(self) -> "_Files":

@@ -15,7 +15,7 @@ from runtime.keyed_limiter import KeyedLimiter
 from services.gateway.errors import exhausted, file_not_found, invalid, wrong_offset
 from services.gateway.files.failures import store_errors
 from services.gateway.files.incoming import Incoming
-from services.gateway.files.reader import FileReader
+from services.gateway.files.reader import FileReader, FoundFile
 from services.gateway.files.records import FileRecords
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoredObject
@@ -55,13 +55,14 @@ class Uploads:
         id_ = file_id(first.file.user_id, first.request_id, caller.tenant)
         audit.describe(user_id=first.file.user_id, file=id_)
         async with self._all.acquired(), self._of_tenant.acquired(caller.tenant):
-            file = await self._records.begin(caller, first, id_)
+            found = await self._records.begin(caller, first, id_)
+            file = found.file
             if file.state != file_pb2.FILE_STATE_READY:
                 if first.offset != file.committed_bytes:
                     raise wrong_offset(first.offset, file.committed_bytes)
                 incoming = Incoming(first, requests)
                 try:
-                    file = await self._receive(caller, first.file, file, incoming)
+                    file = await self._receive(caller, first.file, found, incoming)
                 finally:
                     await incoming.close()
         return file_pb2.UploadFileResponse(file=file)
@@ -75,10 +76,10 @@ class Uploads:
         return violations
 
     async def _receive(
-        self, caller: Caller, declared: file_pb2.File, file: file_pb2.File, incoming: Incoming
+        self, caller: Caller, declared: file_pb2.File, found: FoundFile, incoming: Incoming
     ) -> file_pb2.File:
         """Write what comes to the store and commit it, segment by segment; return the file as it is then."""
-        id_ = file.ref.file_id
+        id_ = found.file.ref.file_id
         workflow_id = file_workflow_id(id_, caller.tenant)
         record = await self._reader.record_of(workflow_id)
         if not record.prefix:
@@ -87,7 +88,7 @@ class Uploads:
         store = self._store.of_tenant(caller.tenant)
         # What an earlier call has sent is read back only when the file is whole.
         sha256 = None if segments else hashlib.sha256()
-        size, counted = file.committed_bytes, bool(declared.ref.size_bytes)
+        size, counted = found.file.committed_bytes, bool(declared.ref.size_bytes)
 
         async def hashed() -> AsyncGenerator[bytes, None]:
             nonlocal size
@@ -104,17 +105,17 @@ class Uploads:
             with store_errors(id_):
                 segment = await store.put(store.new_name(record.prefix), hashed())
             segments.append(segment)
-            commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
+            commit = internal_pb2.CommitSegmentRequest(offset=found.file.committed_bytes)
             commit.segment.name, commit.segment.size = segment
             if incoming.last:
-                await self._finish(commit, workflow_id, file, declared, segments, sha256, store)
-            file = await self._records.commit(workflow_id, file, commit, began, counted=counted)
-        if incoming.last and file.state != file_pb2.FILE_STATE_READY:
-            commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
-            await self._finish(commit, workflow_id, file, declared, segments, sha256, store)
+                await self._finish(commit, workflow_id, found, declared, segments, sha256, store)
+            found = await self._records.commit(workflow_id, found, commit, began, counted=counted)
+        if incoming.last and found.file.state != file_pb2.FILE_STATE_READY:
+            commit = internal_pb2.CommitSegmentRequest(offset=found.file.committed_bytes)
+            await self._finish(commit, workflow_id, found, declared, segments, sha256, store)
             now = asyncio.get_running_loop().time()
-            file = await self._records.commit(workflow_id, file, commit, now, counted=counted)
-        return file
+            found = await self._records.commit(workflow_id, found, commit, now, counted=counted)
+        return found.file
 
     def _check_size(self, declared: file_pb2.File, size: int) -> None:
         most = self._settings.file_max_bytes
@@ -128,7 +129,7 @@ class Uploads:
         self,
         commit: internal_pb2.CommitSegmentRequest,
         workflow_id: str,
-        file: file_pb2.File,
+        found: FoundFile,
         declared: file_pb2.File,
         segments: list[StoredObject],
         sha256: "hashlib._Hash | None",
@@ -137,7 +138,7 @@ class Uploads:
         """Make the commit the last one. Raises ApiError, and removes the file, if it is not what was declared."""
         if sha256 is None:
             sha256 = hashlib.sha256()
-            with store_errors(file.ref.file_id):
+            with store_errors(found.file.ref.file_id):
                 for segment in segments:
                     async with aclosing(store.read(segment)) as pieces:
                         async for piece in pieces:
@@ -151,6 +152,6 @@ class Uploads:
             rule = f"says {declared.ref.sha256.hex()}; the content has {sha256.hexdigest()}"
             violations.append(Violation("file.ref.sha256", rule))
         if violations:
-            await self._records.remove(workflow_id, file)
+            await self._records.remove(workflow_id, found)
             raise invalid(violations)
         commit.last, commit.sha256 = True, sha256.digest()
