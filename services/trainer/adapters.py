@@ -74,7 +74,7 @@ def check_modules(model: Any, modules: tuple[str, ...]) -> None:
                 for name, part in model.named_modules()
                 if _is_linear(part) and all(owners[id(parameter)] == 1 for parameter in part.parameters())
             }
-            known = ", ".join(sorted(layers)[:_SHOWN])
+            known = ", ".join(sorted(layers)[:_SHOWN]) or "none that can get an adapter"
             raise ValueError(f"lora_modules: the model has no module {wanted!r}; it has {known}")
         if any(owners[id(parameter)] > 1 for part in found for parameter in part.parameters()):
             raise ValueError(f"lora_modules: the weights of {wanted!r} are those of another module as well")

@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from jobs import training
 from llm_pb import internal_pb2
 from models import DOCSTRINGS
-from services.trainer.adapters import Adapter
+from services.trainer.adapters import Adapter, check_modules
 from services.trainer.checkpoints import recipe_of
 from services.trainer.dataset import inspect, read
 from services.trainer.device import Device
@@ -55,6 +55,14 @@ def tokens(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def weights(run: TrainingRun, path: Path) -> str:
     run.save(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_model_without_a_linear_layer_has_no_module_for_an_adapter() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match=r"no module 'q_proj'; it has none that can get an adapter$"):
+        check_modules(model, ("q_proj",))
 
 
 @pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["all weights", "an adapter"])
