@@ -232,5 +232,7 @@ PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.
 PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
+# It leases nothing either to one that has released its slot while the ledger checked the slots for the lease.
+PATCH_CHECKED_LEASES: Final = "batches-released-in-a-check-lease-nothing"
 # A trained model is removed with its last version.
 PATCH_REMOVED_MODELS: Final = "removes-models"

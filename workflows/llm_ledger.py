@@ -154,6 +154,8 @@ class LLMLedgerWorkflow:
             return internal_pb2.LeaseResponse()
         if not self._lease_of(request) and self._check_is_due():
             await self._check()
+            if request.workflow_id in self._released and workflow.patched(names.PATCH_CHECKED_LEASES):
+                return internal_pb2.LeaseResponse()
         id_ = request.workflow_id
         slot = self._slots.get(id_, Slot(workflow.now(), 0, request.used_tokens))
         self._count(max(request.used_tokens - slot.settled, 0))

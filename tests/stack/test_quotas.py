@@ -22,7 +22,7 @@ from jobs.ids import ledger_workflow_id, tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from tests.support.credentials import bearer
 from tests.support.jobs import details_of, new_job
-from tests.support.ledgers import start_ledger
+from tests.support.ledgers import lease_in_a_check, start_ledger
 from tests.support.quotas import (
     PATIENCE,
     Installation,
@@ -416,3 +416,9 @@ async def test_a_lease_after_the_end_of_its_batch_keeps_no_slot(temporal: Client
     await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
     assert await leased() == 9
     await ledger.terminate()
+
+
+async def test_a_lease_that_waits_for_a_check_keeps_no_slot_of_a_batch_that_ends_meanwhile(temporal: Client) -> None:
+    leased, usage, _ = await lease_in_a_check(temporal, f"checked-{uuid.uuid4().hex[:8]}")
+    assert leased == 0
+    assert (usage.slots, usage.reserved_tokens, usage.used_tokens) == (0, 0, 4)

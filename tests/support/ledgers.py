@@ -1,12 +1,23 @@
 """Ledgers of open jobs, started by hand."""
 
-from typing import Any
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any, Final
 
-from temporalio.client import Client
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
 from jobs.ids import ledger_workflow_id
 from llm_pb import internal_pb2
+from workflows.llm_ledger import LLMLedgerWorkflow
+
+PATIENCE: Final = 60
 
 
 async def start_ledger(temporal: Client, tenant: str, **state: Any) -> None:
@@ -17,3 +28,75 @@ async def start_ledger(temporal: Client, tenant: str, **state: Any) -> None:
         id=ledger_workflow_id(tenant),
         task_queue=names.WORKFLOW_QUEUE,
     )
+
+
+@asynccontextmanager
+async def ledger_whose_check_lasts(
+    temporal: Client, tenant: str, ended: str, release: internal_pb2.ReleaseRequest
+) -> AsyncIterator[WorkflowHandle[Any, Any]]:
+    """Run a ledger, and yield its handle. In its first check it gets a Release, and finds a job that has ended."""
+    queue, released = f"ledger-{uuid.uuid4().hex}", False
+
+    @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
+    async def find_ended_jobs(_: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
+        nonlocal released
+        if released:
+            return internal_pb2.FindEndedJobsResponse()
+        released = True
+        await ledger.signal(names.SIGNAL_RELEASE, release)
+        async with asyncio.timeout(PATIENCE):
+            while not await _has_handled_a_signal(ledger):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        return internal_pb2.FindEndedJobsResponse(ended=[ended], output_tokens=[0])
+
+    async with Worker(
+        temporal,
+        task_queue=queue,
+        workflows=[LLMLedgerWorkflow],
+        activities=[find_ended_jobs],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    ):
+        ledger: WorkflowHandle[Any, Any] = await temporal.start_workflow(
+            names.LEDGER_WORKFLOW_TYPE,
+            internal_pb2.LedgerState(check_interval={"nanos": 1}),
+            id=ledger_workflow_id(tenant),
+            task_queue=queue,
+            # A workflow gets signals during a local activity at four fifths of this time.
+            task_timeout=timedelta(seconds=1),
+        )
+        yield ledger
+        await ledger.terminate()
+
+
+async def lease_in_a_check(temporal: Client, tenant: str) -> tuple[int, internal_pb2.LedgerUsage, str]:
+    """Let a batch end while its ledger checks the slots in order to lease it tokens.
+
+    Return the tokens that were leased, what the ledger has then, and the ledger's id.
+    """
+    batch, job = f"llmbatch--{tenant}-a-b", f"llmjob--{tenant}-a-c"
+    release = internal_pb2.ReleaseRequest(workflow_ids=[batch], output_tokens=[4])
+    async with ledger_whose_check_lasts(temporal, tenant, job, release) as ledger:
+        reserve = internal_pb2.ReserveRequest(
+            workflow_ids=[batch, job], limit=5, output_tokens=[0, 100], output_tokens_limit=100
+        )
+        await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
+        lease = internal_pb2.LeaseRequest(workflow_id=batch, least_tokens=1, wanted_tokens=9, output_tokens_limit=100)
+        answer = await ledger.execute_update(names.UPDATE_LEASE, lease, result_type=internal_pb2.LeaseResponse)
+        usage = await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
+        with suppress(WorkflowUpdateFailedError):
+            # There is something to check if the batch has a slot.
+            await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
+    return answer.leased_tokens, usage, ledger.id
+
+
+async def _has_handled_a_signal(ledger: WorkflowHandle[Any, Any]) -> bool:
+    """Return whether a workflow task has been completed that has begun after a signal."""
+    signalled = started = False
+    async for event in ledger.fetch_history_events():
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
+            signalled = True
+        elif event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED:
+            started = signalled
+        elif event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED and started:
+            return True
+    return False
