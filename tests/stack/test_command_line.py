@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import tomllib
@@ -388,6 +389,16 @@ async def test_a_terminal_shows_progress_then_the_text(cli: Cli, stub: LlmServic
     assert terminal.screen.endswith(f"{await result_of(stub, 'llmjob-cli-tty')}\n")
 
 
+async def test_a_file_for_progress_gets_all_states(cli: Cli, tmp_path: Path) -> None:
+    """They mix with no text there, although the text is on a terminal."""
+    states = tmp_path / "states"
+    command = shlex.join((*COMMAND, "submit", "x", "--max-tokens", "30", "--request-id", "states", "--watch"))
+    async with Terminal("sh", "-c", f"{command} 2> {states}", **cli.environment) as terminal:
+        assert await terminal.ended() == 0, terminal.screen
+    assert states.read_text().splitlines()[0] == "llmjob-cli-states"
+    assert states.read_text().splitlines()[-1] == "SUCCEEDED"
+
+
 async def test_a_terminal_without_colour_is_plain(cli: Cli) -> None:
     async with cli.terminal("submit", "x", "--max-tokens", "3", "--watch", NO_COLOR="1") as terminal:
         assert await terminal.ended() == 0, terminal.screen
@@ -608,6 +619,13 @@ async def test_a_rewind_is_shown_on_a_terminal(cli: Cli, rewinding: str) -> None
     async with cli.terminal("watch", "llmjob-a-1", DURABLE_LLM_ADDRESS=rewinding) as terminal:
         assert await terminal.ended() == 0, terminal.screen
     assert "replaces the text from byte 4 on\n there was\n" in terminal.screen
+
+
+async def test_a_terminal_shows_that_a_job_waits_again(cli: Cli, rewinding: str) -> None:
+    """Text that pauses for long looks as if the command hung. Running again shows by itself."""
+    async with cli.terminal("watch", "llmjob-a-paused", DURABLE_LLM_ADDRESS=rewinding) as terminal:
+        assert await terminal.ended() == 0, terminal.screen
+    assert terminal.screen.endswith("Once upon \nQUEUED, paused, 3 tokens, 50 %\na time\n")
 
 
 async def test_a_terminal_gets_no_control_characters(cli: Cli, rewinding: str) -> None:

@@ -1,4 +1,4 @@
-"""A gateway of scripted streams: of a job that starts over after its text was sent, and of one with control characters.
+"""A gateway of scripted streams: of a job that starts over after its text, of one that pauses, of one with controls.
 
 The engine of the tests rewinds only where a worker dies and the feed loses its log, which takes a stack of its own.
 """
@@ -14,7 +14,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from llm_pb import llm_pb2, llm_pb2_grpc
 
 CONTROLS = "\x1b]0;title\x07"
-PIECES = {
+_RUNNING = llm_pb2.JobStatus(state=llm_pb2.JOB_STATE_RUNNING, attempt=1)
+_PAUSED = llm_pb2.JobStatus(
+    state=llm_pb2.JOB_STATE_QUEUED, attempt=1, progress=llm_pb2.JobProgress(stage="paused", output_tokens=3, percent=50)
+)
+PIECES: dict[str, list[llm_pb2.OutputDelta | llm_pb2.JobStatus]] = {
+    "llmjob-a-paused": [
+        _RUNNING,
+        llm_pb2.OutputDelta(text="Once upon "),
+        _PAUSED,
+        _PAUSED,
+        _RUNNING,
+        llm_pb2.OutputDelta(text="a time", offset=10),
+    ],
     "llmjob-a-controls": [llm_pb2.OutputDelta(text=CONTROLS)],
     "llmjob-a-1": [
         llm_pb2.OutputDelta(text="Once upon "),
@@ -52,6 +64,9 @@ class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
     ) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
         output = b""
         for delta in PIECES[request.workflow_id]:
+            if isinstance(delta, llm_pb2.JobStatus):
+                yield llm_pb2.StreamStatusResponse(status=delta, next_offset=len(output))
+                continue
             output = output[: delta.offset] + delta.text.encode()
             place = len(output)
             yield llm_pb2.StreamStatusResponse(delta=delta, next_offset=place, resume_token=f"{place}-a")

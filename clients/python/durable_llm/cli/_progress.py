@@ -45,10 +45,14 @@ class Progress(logging.Handler):
 
     def show(self, status: "JobStatus") -> None:
         """Show how the job stands."""
-        if self._quiet or self._gave_way:
+        if self._quiet:
             return
         state = _describe(status)
-        if self._live is not None:
+        if self._gave_way:
+            # Text that waits for a worker again would look as if the command hung.
+            if state != self._state and state_name(status.state) == "QUEUED":
+                say("\n" + visible(_details(status, state)))
+        elif self._live is not None:
             from rich.markup import escape
 
             self._live.update(escape(visible(_details(status, state))))
@@ -58,8 +62,8 @@ class Progress(logging.Handler):
         self._state = state
 
     def give_way(self) -> None:
-        """Show no more states if the job's text goes to a terminal, too: the two would mix."""
-        if not on_terminal():
+        """Show no more states, but that the job is queued again, if they and its text mix on a terminal."""
+        if not (on_terminal() and sys.stderr.isatty()):
             return
         if self._live is not None:
             self._live.stop()
