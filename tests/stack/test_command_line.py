@@ -279,18 +279,19 @@ EXITS: dict[Exit, Callable[[str], tuple[str, ...]]] = {
     Exit.USAGE: lambda _: ("submit", "x", "--priority", "9"),
     Exit.NOT_FOUND: lambda _: ("watch", "llmjob-nobody-1"),
     Exit.TIMED_OUT: lambda _: ("submit", "x", "--model", "idle", "--timeout", "1s", "--watch"),
-    Exit.UNAVAILABLE: lambda free: ("get", "llmjob-nobody-1", "--address", free),
+    Exit.UNAVAILABLE: lambda free: ("watch", "llmjob-nobody-1", "--address", free),
 }
 """A command that ends with each exit status. Other tests end with the rest."""
 
 
 @pytest.mark.parametrize("status", EXITS, ids=lambda status: status.name)
 async def test_the_exit_status_says_how_it_ended(cli: Cli, status: Exit) -> None:
-    """An error is one line."""
+    """An error is one line. Nothing is said to continue where nothing runs, or nobody knows."""
     ended = await cli(*EXITS[status](f"127.0.0.1:{free_port()}"))
     assert ended.status == status, ended.errors
     errors = [line for line in ended.errors.splitlines() if line.startswith("durable-llm: ")]
     assert len(errors) == (status != Exit.OK)
+    assert "continues" not in ended.errors
 
 
 def test_every_exit_status_is_documented() -> None:

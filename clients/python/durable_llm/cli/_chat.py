@@ -65,7 +65,7 @@ def chat(
             talk.save()
         job = client.job(talk.open_job)
         try:
-            follow(job, quiet=quiet)
+            follow(job, accepted=True, quiet=quiet)
             text = job.result().output
         except (JobError, JobNotFound) as error:
             # A turn that has failed is taken back: sent again, it would fail every later one.

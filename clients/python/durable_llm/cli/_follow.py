@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from durable_llm import Job, JobResult
 
 
-def follow(job: "Job", *, resume_token: str = "", as_json: bool = False, quiet: bool = False) -> None:
+def follow(job: "Job", *, accepted: bool, resume_token: str = "", as_json: bool = False, quiet: bool = False) -> None:
     """Print the output of a job as it is generated, or with `as_json` each message of its stream.
 
-    Raises JobError for a job that did not succeed, ApiError, and Interrupted.
+    `accepted` says whether the service is known to have the job. Raises JobError for a job that did not succeed,
+    ApiError, and Interrupted.
     """
     token = resume_token
     text = JobText()
@@ -39,7 +40,7 @@ def follow(job: "Job", *, resume_token: str = "", as_json: bool = False, quiet: 
         raise Interrupted(_come_back(job, token)) from None
     except Exception as error:
         text.close()
-        if _continues(error, has_begun=token != resume_token):
+        if _continues(error, exists=accepted or token != resume_token):
             say(_come_back(job, token))
         raise
     text.close()
@@ -65,9 +66,8 @@ def _come_back(job: "Job", token: str) -> str:
     )
 
 
-def _continues(error: Exception, *, has_begun: bool) -> bool:
-    """Return whether there is a job to come back to, and somebody to tell."""
-    from durable_llm import JobError
-    from durable_llm.errors import Unavailable
+def _continues(error: Exception, *, exists: bool) -> bool:
+    """Return whether there is a job to come back to, and somebody to tell. With a wrong address nobody knows."""
+    from durable_llm.errors import JobError, JobNotFound
 
-    return isinstance(error, Unavailable) or (has_begun and not isinstance(error, JobError | ReaderGone | OSError))
+    return exists and not isinstance(error, JobError | JobNotFound | ReaderGone | OSError)

@@ -110,7 +110,7 @@ def submit(
             return
         if not quiet and not as_json:
             say(job.workflow_id)
-        follow(job, as_json=as_json, quiet=quiet)
+        follow(job, accepted=True, as_json=as_json, quiet=quiet)
 
 
 @click.command()
@@ -125,7 +125,8 @@ def watch(connection: Connection, *, workflow_id: str, resume_token: str, quiet:
     A connection that breaks continues where it broke.
     """
     with connection.connect() as client:
-        follow(client.job(workflow_id), resume_token=resume_token, as_json=as_json, quiet=quiet)
+        job = client.job(workflow_id)
+        follow(job, accepted=False, resume_token=resume_token, as_json=as_json, quiet=quiet)
 
 
 @click.command()
