@@ -1,6 +1,8 @@
 """Reads pipelines from Temporal: the status from the memo of a closed one, the tree by a query."""
 
 import logging
+from collections import OrderedDict
+from typing import Final
 
 from temporalio.client import (
     Client,
@@ -28,6 +30,10 @@ from services.gateway.own_work import describe_own
 from services.gateway.runs import Runs
 
 _log = logging.getLogger(__name__)
+_MAX_RECORDS: Final = 32
+"""Number of records that are remembered. Those of many steps have some 300 KB."""
+_EVENTS_OF_A_START: Final = 3
+"""Number of events of a workflow that was started and whose first task a worker has."""
 
 
 class PipelineReader:
@@ -37,6 +43,8 @@ class PipelineReader:
         self._client = client
         self._deliveries = deliveries
         self._runs = Runs(client)
+        self._records: OrderedDict[tuple[str, str], internal_pb2.PipelineRecord] = OrderedDict()
+        """The last record that was read, by pipeline and run."""
 
     async def describe(self, caller: Caller, pipeline_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a pipeline that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
@@ -89,9 +97,26 @@ class PipelineReader:
         except RPCError as error:
             if error.status != RPCStatusCode.FAILED_PRECONDITION:
                 raise
-            # Its first step is not done yet.
-            record = internal_pb2.PipelineRecord(status=await closed_status(description))
+            # Its present task has failed, or the first one is not done yet.
+            if (last := self._records.get((description.id, description.run_id))) is not None:
+                record = internal_pb2.PipelineRecord()
+                record.CopyFrom(last)
+                return record
+            if description.history_length > _EVENTS_OF_A_START:
+                raise temporal_unavailable("the pipeline does not answer; call again") from error
+            return internal_pb2.PipelineRecord(status=await closed_status(description))
+        self._remember(description, record)
         return record
+
+    def _remember(self, description: WorkflowExecutionDescription, record: internal_pb2.PipelineRecord) -> None:
+        key = (description.id, description.run_id)
+        last = self._records.setdefault(key, internal_pb2.PipelineRecord())
+        if record.version >= last.version:
+            # The caller may change its own.
+            last.CopyFrom(record)
+        self._records.move_to_end(key)
+        if len(self._records) > _MAX_RECORDS:
+            self._records.popitem(last=False)
 
     async def _result(self, description: WorkflowExecutionDescription) -> pipeline_pb2.PipelineResult | None:
         """Return what a closed pipeline has left; None without anything."""

@@ -151,7 +151,8 @@ class _Reading:
             follower.raise_failure()
             changed = follower.changed
             self._news.clear()
-            if follower.version >= 0:
+            # The reader may have seen more at another gateway.
+            if follower.version >= max(self._version, 0) or follower.ended:
                 self._start_pumps()
                 if first or follower.version > self._version or follower.live is not self._live:
                     for message in self._changes():

@@ -1,0 +1,86 @@
+"""What a gateway returns of a pipeline whose workflow does not answer."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from payload_converter import data_converter
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import ApiError
+from services.gateway.pipelines.reader import PipelineReader
+
+ID = "llmpipe-u-1"
+
+
+def record_of(version: int) -> internal_pb2.PipelineRecord:
+    """Return the record of a pipeline with as many steps as its version."""
+    record = internal_pb2.PipelineRecord(version=version)
+    record.status.pipeline_id, record.status.state = ID, llm_pb2.JOB_STATE_RUNNING
+    record.status.root.counts.total = version
+    for number in range(version):
+        record.nodes.add(number=number, step=pipeline_pb2.StepStatus(path=f"parts/{number}"))
+    return record
+
+
+class Workflow:
+    """A workflow that answers until its present task fails, which Temporal reports by FAILED_PRECONDITION."""
+
+    data_converter = data_converter
+
+    def __init__(self, *answers: internal_pb2.PipelineRecord) -> None:
+        self.answers = [*answers]
+
+    def get_workflow_handle(self, *_: Any, **__: Any) -> "Workflow":
+        return self
+
+    async def query(self, *_: Any, **__: Any) -> internal_pb2.PipelineRecord:
+        if not self.answers:
+            raise RPCError("the task is in a failed state", RPCStatusCode.FAILED_PRECONDITION, b"")
+        return self.answers.pop(0)
+
+
+def described(length: int, run: str = "a") -> WorkflowExecutionDescription:
+    async def memo_value(_: str, default: Any = None) -> Any:
+        return default
+
+    found = SimpleNamespace(
+        id=ID, run_id=run, history_length=length, status=WorkflowExecutionStatus.RUNNING, memo_value=memo_value
+    )
+    return cast("WorkflowExecutionDescription", found)
+
+
+def reader_of(*answers: internal_pb2.PipelineRecord) -> PipelineReader:
+    return PipelineReader(cast("Client", Workflow(*answers)), cast("DeliveryReader", None))
+
+
+async def test_steps_and_counts_never_go_back_while_a_task_fails() -> None:
+    """The tree was empty then, and its status without root."""
+    reader = reader_of(record_of(2))
+    await reader.record_of(described(50))
+    for _ in range(2):
+        found = await reader.record_of(described(52))
+        assert found == record_of(2)
+        # What a caller does with its own record is not remembered.
+        found.status.cancel_requested = True
+
+
+async def test_an_answer_that_comes_late_does_not_replace_a_newer_one() -> None:
+    reader = reader_of(record_of(3), record_of(2))
+    await reader.record_of(described(50))
+    await reader.record_of(described(48))
+    assert (await reader.record_of(described(52))).version == 3
+
+
+async def test_a_gateway_that_has_not_seen_the_steps_says_that_the_pipeline_does_not_answer() -> None:
+    """A run that goes on after a failure is another one: the steps of the earlier run are not its own."""
+    reader = reader_of(record_of(2))
+    await reader.record_of(described(50))
+    with pytest.raises(ApiError) as raised:
+        await reader.record_of(described(52, run="b"))
+    assert raised.value.status.message == "the pipeline does not answer; call again"
+    new = await reader.record_of(described(3, run="b"))
+    assert (new.status.pipeline_id, new.status.state) == (ID, llm_pb2.JOB_STATE_RUNNING)
