@@ -4,9 +4,10 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Final, NoReturn
 
-from google.rpc import code_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -25,6 +26,8 @@ from services.gateway.files.reader import FileReader
 from store.store import Store, StoredObject
 
 _PURPOSE: Final = "pipeline_output"
+_LONGEST_WAIT: Final = timedelta(minutes=1)
+"""Maximum wait that a limit may ask for before a retry. What a quota lets pass after hours fails a step at once."""
 
 
 class PipelineTexts:
@@ -96,9 +99,25 @@ class PipelineTexts:
 
 
 def fail(error: ApiError) -> NoReturn:
-    """Raise ApplicationError with the reason of a refusal. What is only away for a while is tried again."""
-    passes = error.status.code == code_pb2.UNAVAILABLE
-    raise ApplicationError(error.status.message, type=reason_of(error.status), non_retryable=not passes) from error
+    """Raise ApplicationError with the reason of a refusal.
+
+    Temporal tries again what is only away for a while, and a limit that names a time of at most a minute until a retry:
+    after that time, and as long as the step has time. Every other refusal is final.
+    """
+    wait = _wait_of(error.status)
+    passes = error.status.code == code_pb2.UNAVAILABLE or wait is not None
+    raise ApplicationError(
+        error.status.message, type=reason_of(error.status), non_retryable=not passes, next_retry_delay=wait
+    ) from error
+
+
+def _wait_of(status: status_pb2.Status) -> timedelta | None:
+    """Return the time after which a limit may let a retry pass; None where the step should not wait for it."""
+    info = error_details_pb2.RetryInfo()
+    if status.code != code_pb2.RESOURCE_EXHAUSTED or not any(detail.Unpack(info) for detail in status.details):
+        return None
+    wait = info.retry_delay.ToTimedelta()
+    return wait if wait <= _LONGEST_WAIT else None
 
 
 def _tenant() -> str:
