@@ -1,6 +1,8 @@
-"""What a stream of a pipeline begins with at another gateway."""
+"""What a stream of a pipeline brings while the workflow of the pipeline does not answer."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,10 +20,10 @@ ID = "llmpipe-u-1"
 
 
 class Reader:
-    """A pipeline of which this gateway at first knows an earlier version, as while its present task fails."""
+    """A pipeline of which each look of this gateway brings the next record, the last one again and again."""
 
-    def __init__(self) -> None:
-        self.versions = [5, 5, 12]
+    def __init__(self, *records: internal_pb2.PipelineRecord) -> None:
+        self.records = [*records]
 
     async def describe(self, *_: Any) -> Any:
         async def memo_value(_: str, default: Any = None) -> Any:
@@ -30,11 +32,15 @@ class Reader:
         return SimpleNamespace(id=ID, run_id="a", memo_value=memo_value)
 
     async def record_of(self, _: Any) -> internal_pb2.PipelineRecord:
-        version = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
-        record = internal_pb2.PipelineRecord(version=version)
-        record.status.state = llm_pb2.JOB_STATE_RUNNING
-        record.status.root.counts.total = version
-        return record
+        return self.records.pop(0) if len(self.records) > 1 else self.records[0]
+
+
+def record_of(version: int) -> internal_pb2.PipelineRecord:
+    """Return the record of a pipeline with as many steps as its version."""
+    record = internal_pb2.PipelineRecord(version=version)
+    record.status.state = llm_pb2.JOB_STATE_RUNNING
+    record.status.root.counts.total = version
+    return record
 
 
 class SilentFeed:
@@ -46,20 +52,37 @@ class SilentFeed:
         await asyncio.Event().wait()
 
 
-async def test_a_reader_with_a_cursor_gets_no_status_from_before_it() -> None:
-    settings = GatewaySettings.model_validate({"poll": 0.01})
+def messages_of(
+    reader: Reader, cursor: internal_pb2.PipelineCursor | None = None
+) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
     streams = PipelineStreams(
-        cast("PipelineReader", Reader()),
+        cast("PipelineReader", reader),
         cast("LiveSteps", None),
         cast("Streams", None),
         cast("Feed", SilentFeed()),
-        settings,
+        GatewaySettings.model_validate({"poll": 0.01}),
     )
-    cursor = cursor_text.encode(ID, internal_pb2.PipelineCursor(version=9, run_id="a"))
-    request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID, cursor=cursor)
+    request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID)
+    if cursor is not None:
+        request.cursor = cursor_text.encode(ID, cursor)
     answer: Any = SimpleNamespace(sending=lambda _: None, left=lambda: None, room=lambda: 256 * 1024)
-    messages = streams.stream(Caller("", "", frozenset()), request, answer)
-    async with asyncio.timeout(10):
-        first = await anext(messages)
+    return streams.stream(Caller("", "", frozenset()), request, answer)
+
+
+async def test_a_reader_with_a_cursor_gets_no_status_from_before_it() -> None:
+    """While its present task fails, a pipeline is known to a gateway as it last answered this one."""
+    reader = Reader(record_of(5), record_of(5), record_of(12))
+    async with aclosing(messages_of(reader, internal_pb2.PipelineCursor(version=9, run_id="a"))) as messages:
+        async with asyncio.timeout(10):
+            first = await anext(messages)
     assert first.status.root.counts.total == 12
-    await messages.aclose()
+
+
+async def test_a_pipeline_that_an_operator_ends_keeps_its_counts_where_it_does_not_answer() -> None:
+    ended = internal_pb2.PipelineRecord()
+    ended.status.state = llm_pb2.JOB_STATE_CANCELLED
+    async with aclosing(messages_of(Reader(record_of(5), ended))) as messages:
+        async with asyncio.timeout(10):
+            seen = [message.status async for message in messages if message.HasField("status")]
+    assert (seen[0].state, seen[0].root.counts.total) == (llm_pb2.JOB_STATE_RUNNING, 5)
+    assert (seen[-1].state, seen[-1].root.counts.total) == (llm_pb2.JOB_STATE_CANCELLED, 5)

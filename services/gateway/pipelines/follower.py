@@ -152,6 +152,9 @@ class PipelineFollower:
         """Take a whole record, or what has changed."""
         if record.version < self.version and record.status.state not in FINAL_STATES:
             return
+        if self.status.HasField("root") and not record.status.HasField("root"):
+            # An operator has ended it, and its workflow does not answer: what was known is all there is.
+            record.status.root.CopyFrom(self.status.root)
         self.status = record.status
         self.version = max(record.version, self.version)
         self.nodes.update((node.number, node) for node in record.nodes)
