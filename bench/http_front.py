@@ -8,9 +8,9 @@ The same jobs of the same stack are read in turn through the HTTP front and from
 - peer_vllm_serve: `/v1/completions` of `vllm serve`, where vLLM is installed, with an engine that generates stamps;
 - floor_bare_sse: a Starlette application that streams stamps and has nothing behind it.
 
-`first token` is from the request to the first text, one job after another. `N streams` is from the engine's yield to
-the client's read, as in bench.token_latency, which says how stamps show it. All over loopback, without TLS, with the
-default settings except the size of the worker's batch. The HTTP client is aiohttp, for all alike.
+`first token` is from the request to the first text, one job after another, with the ways in turn. `N streams` is from
+the engine's yield to the client's read, as in bench.token_latency, which says how stamps show it. All over loopback,
+without TLS, with the default settings except the size of the worker's batch. The HTTP client is aiohttp, for all alike.
 
     python -m bench.http_front
 """
@@ -66,12 +66,14 @@ async def report_of(sizes: Sizes) -> Report:
     async with all_ways(max(sizes.streams)) as ways:
         for way in ways.values():
             # The first jobs of a process fill its caches.
-            await first_tokens(way, 3)
+            for _ in range(3):
+                await first_token(way)
         for number in range(sizes.rounds):
             # The first of a round may find less other load, so the order rotates.
-            first = number % len(ways)
-            for name in [*ways, *ways][first : first + len(ways)]:
-                report.add("first token", name, quantiles(await first_tokens(ways[name], sizes.jobs)))
+            order = rotated(list(ways), number)
+            for name, took in (await first_tokens(ways, sizes.jobs)).items():
+                report.add("first token", name, quantiles(took))
+            for name in order:
                 for streams in sizes.streams:
                     tokens = sizes.tokens + sizes.tokens_more * streams // 64
                     report.add(f"{streams} streams", name, await measure(ages(ways[name]), streams, tokens))
@@ -134,16 +136,32 @@ def ages(way: Way) -> Source:
     return read
 
 
-async def first_tokens(way: Way, jobs: int) -> list[float]:
-    """Run jobs one after another to their ends; return the milliseconds until the first text of each."""
-    took = []
-    for _ in range(jobs):
-        begin, first = time.monotonic(), 0.0
-        async for text in way(2):
-            if text and not first:
-                first = time.monotonic() - begin
-        took.append(first * 1000)
+async def first_tokens(ways: dict[str, Way], jobs: int) -> dict[str, list[float]]:
+    """Run jobs one after another to their ends; return the milliseconds until the first text of each.
+
+    The ways take turns job by job: what else runs on the machine changes from minute to minute, by more than the ways
+    differ.
+    """
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(jobs):
+        for name in rotated(list(ways), number):
+            took[name].append(await first_token(ways[name]))
     return took
+
+
+async def first_token(way: Way) -> float:
+    """Run a job to its end; return the milliseconds until its first text."""
+    begin, first = time.monotonic(), 0.0
+    async for text in way(2):
+        if text and not first:
+            first = time.monotonic() - begin
+    return first * 1000
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """Return the names from the one at `by` on, then those before it."""
+    first = by % len(names)
+    return names[first:] + names[:first]
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class ResponseEvents:
         self._accepted = llm_pb2.JobStatus(
             workflow_id=status.workflow_id, create_time=status.create_time, state=llm_pb2.JOB_STATE_QUEUED
         )
+        self._item_id = item_id(status)
         self._held_epoch = place.epoch
         self._epoch = max(place.epoch, rewinds)
         self._errors = place.errors * ERROR
@@ -156,8 +157,7 @@ class ResponseEvents:
     def _item_added(self) -> Iterator[Event]:
         if self._known >= _PART_ADDED:
             return
-        id_ = item_id(self._accepted)
-        item = {"id": id_, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        item = {"id": self._item_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
         yield from self._event(_ITEM_ADDED, "output_item.added", item=item)
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         yield from self._event(_PART_ADDED, "content_part.added", content_index=0, part=part)
@@ -166,7 +166,7 @@ class ResponseEvents:
         """Yield an event about the one item of output."""
         about = {"output_index": 0, **members}
         if "item" not in members:
-            about["item_id"] = item_id(self._accepted)
+            about["item_id"] = self._item_id
         yield from self._numbered(number, {"type": f"response.{kind}", **about})
 
     def _numbered(self, number: int, event: Event) -> Iterator[Event]:
