@@ -1,20 +1,28 @@
 """The quotas of files at several gateways, which share a ledger."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from opentelemetry.metrics import NoOpMeter
+from temporalio.testing import ActivityEnvironment
 
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from services.gateway.errors import ApiError
+from services.gateway.files.produced import ProducedFiles
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.pipelines.texts import PipelineTexts
+from services.gateway.settings import GatewaySettings
 from services.gateway.tenants import TenantSettings
+from store.encrypted import open_store
+from store.settings import StoreSettings
 from workflows.counted_files import CountedFiles
 
 
@@ -41,6 +49,12 @@ class Ledger:
         self.concurrent -= 1
         return self._files.count(request, "ledger", datetime.now(UTC))
 
+    async def start_workflow(self, _: str, record: internal_pb2.FileRecord, **__: Any) -> None:
+        self.listed.append(record.file)
+
+    async def find(self, _: str) -> None:
+        return None
+
     async def all_of(self, _: str) -> AsyncIterator[file_pb2.File]:
         for file in self.listed:
             yield file
@@ -64,6 +78,28 @@ async def test_a_file_that_one_gateway_has_deleted_is_free_at_another_at_once() 
     await other.take("acme", "b", 5, 1)
     with pytest.raises(ApiError):
         await one.take("acme", "c", 5, 1)
+
+
+async def test_a_file_that_a_pipeline_has_written_counts_no_more_once_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted before its content was stored, and created afterwards."""
+    monkeypatch.setenv("STORE_URL", tmp_path.as_uri())
+    ledger = Ledger()
+    one, other = (gateway(ledger, max_files=1) for _ in range(2))
+    reader = cast("FileReader", ledger)
+    files = ProducedFiles(cast("Any", ledger), reader, GatewaySettings(), None)
+    texts = PipelineTexts(reader, files, one, open_store(StoreSettings(), None))
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(environment.info, workflow_id="llmpipe--acme-u-r")
+    file = await environment.run(
+        texts.write_text, internal_pb2.WriteTextRequest(user_id="u", path="essay", text="1", media_type="text/plain")
+    )
+    with pytest.raises(ApiError):
+        await other.take("acme", "b", 1, 1)
+    await one.give_back("acme", file.file_id, ledger.listed[0].create_time.ToNanoseconds())
+    for each in (one, other):
+        await each.take("acme", "b", 1, 1)
 
 
 async def test_what_never_fits_is_refused_without_the_ledger() -> None:

@@ -117,7 +117,7 @@ class FileQuotas:
     async def take(self, tenant: str, file_id: str, size: int, created: int) -> Callable[[], None]:
         """Count a file that has, or is about to have, a size. It may be counted already.
 
-        `created` is the file's create_time in nanoseconds.
+        `created` is the file's create_time in nanoseconds; 0 where it is not known yet.
 
         Returns what checks, just before the file's record is started or changed, that it still counts: it raises
         ApiError UNAVAILABLE. Raises ApiError RESOURCE_EXHAUSTED beyond a quota or too many new files in two minutes,

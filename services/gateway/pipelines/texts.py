@@ -1,7 +1,6 @@
 """The activities by which pipelines read and write files of text: see pipelines.files."""
 
 import hashlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
@@ -79,7 +78,8 @@ class PipelineTexts:
             return earlier
         try:
             store = self._required_store().of_tenant(tenant)
-            counts = await self._quotas.take(tenant, id_, len(content), time.time_ns())
+            # When the file is created is not known before its record is started.
+            counts = await self._quotas.take(tenant, id_, len(content), 0)
             with store_errors(id_):
                 stored = await store.put(store.new_name(self._files.prefix(id_, tenant)), _pieces(content))
             counts()
