@@ -10,7 +10,7 @@ gone longest: gateways that have not heard of it count them for a minute more. B
 it counts none, and says for how long.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -33,9 +33,16 @@ class CountedFiles:
         self._version = version
 
     def count(
-        self, request: internal_pb2.CountFilesRequest, ledger: str, now: datetime
+        self,
+        request: internal_pb2.CountFilesRequest,
+        ledger: str,
+        now: datetime,
+        allows_skew: Callable[[], bool] = lambda: True,
     ) -> internal_pb2.CountFilesResponse:
         """Count the files of a request.
+
+        `allows_skew` is asked whether a file that is gone may be another one than the one counted although it seems
+        later. In a replay it says what was so then: gateways know the versions that were given.
 
         None is counted if its gateway does not know all that was counted before, or if there are too many.
         """
@@ -45,7 +52,7 @@ class CountedFiles:
         full = counted and not request.gone and not self._make_room(request.files)
         for file in request.files if counted and not full else ():
             last = self._files.get(file.file_id)
-            if request.gone and last is not None and not last.gone and _differ(created(last), created(file)):
+            if request.gone and last is not None and not last.gone and _differ(last, file, allows_skew):
                 # It was uploaded again before this request arrived.
                 continue
             self._version += 1
@@ -90,12 +97,13 @@ class CountedFiles:
             del self._files[id_]
 
 
-def _differ(one: int, other: int) -> bool:
+def _differ(counted: internal_pb2.CountedFile, gone: internal_pb2.CountedFile, allows_skew: Callable[[], bool]) -> bool:
     """Return whether two files of one id surely differ, by when they were created: see created().
 
     Which one is the later nobody can tell: they may have been created by the clocks of two gateways.
     """
-    return one != other and 0 not in (one, other)
+    one, other = created(counted), created(gone)
+    return one != other and 0 not in (one, other) and (one > other or allows_skew())
 
 
 def created(file: internal_pb2.CountedFile) -> int:

@@ -181,7 +181,8 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError("CountFiles takes one CountFilesRequest")
         self._updates += 1
-        return self._files.count(request, workflow.info().first_execution_run_id, workflow.now())
+        ledger = workflow.info().first_execution_run_id
+        return self._files.count(request, ledger, workflow.now(), lambda: workflow.patched(names.PATCH_SKEWED_FILES))
 
     @workflow.signal(name=names.SIGNAL_RELEASE)
     @one_input

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
@@ -24,11 +26,12 @@ from temporalio.workflow import NondeterminismError
 
 from jobs import names
 from jobs.rules import check_job
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from payload_converter import data_converter
 from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
+from workflows.counted_files import CountedFiles
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
@@ -132,6 +135,40 @@ async def test_the_recorded_histories_replay(workflow_type: str) -> None:
     histories = each(history for _, history in of_type.values())
     results = await replayer(BY_TYPE[workflow_type]).replay_workflows(histories, raise_on_replay_failure=False)
     assert not {of_type[run_id][0]: failure for run_id, failure in results.replay_failures.items()}
+
+
+async def test_a_ledger_skips_no_deletion_in_a_replay_that_it_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version counted that of a file which seems later than the one it knew. Behind the versions that it
+    has given to gateways a ledger would count nothing more for them."""
+    path = HISTORIES / "ledger.v8.json"
+    history = json.loads(path.read_text())
+    history["events"] = history["events"][:9]
+    started, accepted = history["events"][0], history["events"][7]
+    known = internal_pb2.CountedFile(file_id="a", version=1)
+    known.create_time.FromNanoseconds(1)
+    known.count_time.FromJsonString(started["eventTime"])
+    state = internal_pb2.LedgerState(files=[known], files_version=1)
+    gone = internal_pb2.CountFilesRequest(files=[{"file_id": "a", "create_time": {"nanos": 2}}], gone=True)
+    update = accepted["workflowExecutionUpdateAcceptedEventAttributes"]["acceptedRequest"]["input"]
+    update["name"] = names.UPDATE_COUNT_FILES
+    start = started["workflowExecutionStartedEventAttributes"]["input"]
+    start["payloads"], update["args"]["payloads"] = ([json_of(message)] for message in (state, gone))
+    answers, count = list[internal_pb2.CountFilesResponse](), CountedFiles.count
+
+    def recorded_count(self: CountedFiles, *arguments: Any) -> internal_pb2.CountFilesResponse:
+        answers.append(count(self, *arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(CountedFiles, "count", recorded_count)
+    earlier = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
+    await replayer(LLMLedgerWorkflow, runner=UnsandboxedWorkflowRunner()).replay_workflow(earlier)
+    assert [answer.version for answer in answers] == [2]
+
+
+def json_of(message: Message) -> Any:
+    """Return a message as the payload of a history in JSON."""
+    (payload,) = data_converter.payload_converter.to_payloads([message])
+    return MessageToDict(payload)
 
 
 async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
