@@ -43,18 +43,25 @@ class Workflow:
         return self.answers.pop(0)
 
 
-def described(length: int, run: str = "a") -> WorkflowExecutionDescription:
+def described(
+    length: int, run: str = "a", status: WorkflowExecutionStatus = WorkflowExecutionStatus.RUNNING
+) -> WorkflowExecutionDescription:
     async def memo_value(_: str, default: Any = None) -> Any:
         return default
 
-    found = SimpleNamespace(
-        id=ID, run_id=run, history_length=length, status=WorkflowExecutionStatus.RUNNING, memo_value=memo_value
-    )
+    found = SimpleNamespace(id=ID, run_id=run, history_length=length, status=status, memo_value=memo_value)
     return cast("WorkflowExecutionDescription", found)
 
 
+class NoDeliveries:
+    """Deliveries of a pipeline that has none."""
+
+    async def refresh(self, *_: Any) -> None:
+        """Change nothing."""
+
+
 def reader_of(*answers: internal_pb2.PipelineRecord) -> PipelineReader:
-    return PipelineReader(cast("Client", Workflow(*answers)), cast("DeliveryReader", None))
+    return PipelineReader(cast("Client", Workflow(*answers)), cast("DeliveryReader", NoDeliveries()))
 
 
 async def test_steps_and_counts_never_go_back_while_a_task_fails() -> None:
@@ -84,3 +91,14 @@ async def test_a_gateway_that_has_not_seen_the_steps_says_that_the_pipeline_does
     assert raised.value.status.message == "the pipeline does not answer; call again"
     new = await reader.record_of(described(3, run="b"))
     assert (new.status.pipeline_id, new.status.state) == (ID, llm_pb2.JOB_STATE_RUNNING)
+
+
+@pytest.mark.parametrize("seen", [[], [record_of(2)]], ids=["", "seen"])
+async def test_a_pipeline_that_an_operator_has_ended_has_its_id_where_its_workflow_does_not_answer(
+    seen: list[internal_pb2.PipelineRecord],
+) -> None:
+    reader = reader_of(*seen)
+    for _ in seen:
+        await reader.record_of(described(50))
+    found = await reader.record_of(described(52, status=WorkflowExecutionStatus.TERMINATED))
+    assert (found.status.pipeline_id, found.status.state) == (ID, llm_pb2.JOB_STATE_CANCELLED)

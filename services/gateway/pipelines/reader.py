@@ -74,7 +74,7 @@ class PipelineReader:
             record = await self._ask(description)
         except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
-            record = internal_pb2.PipelineRecord()
+            record = internal_pb2.PipelineRecord(status=status)
             if (result := await self._result(description)) is not None:
                 record.result.CopyFrom(result)
         if status.state in FINAL_STATES and not status.HasField("root"):
