@@ -26,7 +26,8 @@ from store.store import Store, StoredObject
 
 _PURPOSE: Final = "pipeline_output"
 _LONGEST_WAIT: Final = timedelta(minutes=1)
-"""Maximum wait that a limit may ask for before a retry. What a quota lets pass after hours fails a step at once."""
+"""Maximum wait that a limit may ask for before a retry. What passes after hours fails a step at once."""
+_QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
 
 
 class PipelineTexts:
@@ -102,7 +103,8 @@ def fail(error: ApiError) -> NoReturn:
     """Raise ApplicationError with the reason of a refusal.
 
     Temporal tries again what is only away for a while, and a limit that names a time of at most a minute until a retry:
-    after that time, and as long as the step has time. Every other refusal is final.
+    after that time, and as long as the step has time. Every other refusal is final, that of a full quota of files, too:
+    a file goes only when its user deletes it or its time is over.
     """
     wait = _wait_of(error.status)
     passes = error.status.code == code_pb2.UNAVAILABLE or wait is not None
@@ -114,7 +116,9 @@ def fail(error: ApiError) -> NoReturn:
 def _wait_of(status: status_pb2.Status) -> timedelta | None:
     """Return the time after which a limit may let a retry pass; None where the step should not wait for it."""
     info = error_details_pb2.RetryInfo()
-    if status.code != code_pb2.RESOURCE_EXHAUSTED or not any(detail.Unpack(info) for detail in status.details):
+    if status.code != code_pb2.RESOURCE_EXHAUSTED or reason_of(status) == _QUOTA_EXCEEDED:
+        return None
+    if not any(detail.Unpack(info) for detail in status.details):
         return None
     wait = info.retry_delay.ToTimedelta()
     return wait if wait <= _LONGEST_WAIT else None
