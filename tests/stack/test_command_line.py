@@ -28,7 +28,7 @@ from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
 from tests.support.paths import ROOT
 from tests.support.receivers import Receiver, status
-from tests.support.rewinding_gateway import rewinding_gateway
+from tests.support.rewinding_gateway import CONTROLS, rewinding_gateway
 from tests.support.terminal import Terminal
 
 COMMAND = (sys.executable, "-m", "durable_llm")
@@ -630,10 +630,10 @@ async def test_a_terminal_shows_that_a_job_waits_again(cli: Cli, rewinding: str)
 
 
 async def test_a_terminal_gets_no_control_characters(cli: Cli, rewinding: str) -> None:
-    """A model cannot write a terminal's title or move its cursor. A pipe gets the bytes as they are."""
+    """A model cannot write a terminal's title or move its cursor, but end a line by CR LF. A pipe gets the bytes."""
     async with cli.terminal("watch", "llmjob-a-controls", "-q", DURABLE_LLM_ADDRESS=rewinding) as terminal:
         assert await terminal.ended() == 0, terminal.screen
     assert b"\x1b]0;title" not in terminal.raw
-    assert "\ufffd]0;title\ufffd" in terminal.screen
+    assert terminal.screen.replace("\r", "") == "\ufffd]0;title\ufffd one\ntwo\nthree\ufffdover\n"
     piped = await cli("watch", "llmjob-a-controls", "-q", DURABLE_LLM_ADDRESS=rewinding)
-    assert piped.output == "\x1b]0;title\x07"
+    assert piped.output == "".join(CONTROLS)

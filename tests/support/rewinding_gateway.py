@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 
-CONTROLS = "\x1b]0;title\x07"
+CONTROLS = ("\x1b]0;title\x07 one\r\ntwo\r", "\nthree\rover")
 _RUNNING = llm_pb2.JobStatus(state=llm_pb2.JOB_STATE_RUNNING, attempt=1)
 _PAUSED = llm_pb2.JobStatus(
     state=llm_pb2.JOB_STATE_QUEUED, attempt=1, progress=llm_pb2.JobProgress(stage="paused", output_tokens=3, percent=50)
@@ -27,7 +27,10 @@ PIECES: dict[str, list[llm_pb2.OutputDelta | llm_pb2.JobStatus]] = {
         _RUNNING,
         llm_pb2.OutputDelta(text="a time", offset=10),
     ],
-    "llmjob-a-controls": [llm_pb2.OutputDelta(text=CONTROLS)],
+    "llmjob-a-controls": [
+        llm_pb2.OutputDelta(text=CONTROLS[0]),
+        llm_pb2.OutputDelta(text=CONTROLS[1], offset=len(CONTROLS[0])),
+    ],
     "llmjob-a-1": [
         llm_pb2.OutputDelta(text="Once upon "),
         llm_pb2.OutputDelta(text="a time", offset=10),

@@ -140,6 +140,8 @@ class JobText:
         self._end = 0
         self._file_place = _place_in_file()
         self._last = "\n"
+        self._return = ""
+        """A carriage return that the terminal has not got: a line feed may follow it."""
 
     def add(self, delta: "OutputDelta") -> None:
         """Write a piece. Raises CommandError for a rewind of what cannot be taken back."""
@@ -147,15 +149,24 @@ class JobText:
             self._take_back(delta.offset)
         if self._begin is None:
             self._begin = delta.offset
-        write(visible(delta.text) if on_terminal() else delta.text)
+        if on_terminal():
+            self._show(delta.text)
+        else:
+            write(delta.text)
         self._end = delta.offset + len(delta.text.encode())
         self._last = delta.text[-1:] or self._last
 
     def close(self) -> None:
         """End the last line on a terminal, so that a shell's prompt begins a line of its own."""
         if on_terminal() and self._last != "\n":
-            write("\n")
-            self._last = "\n"
+            write(visible(self._return) + "\n")
+            self._last, self._return = "\n", ""
+
+    def _show(self, text: str) -> None:
+        text = self._return + text
+        shown = text.removesuffix("\r")
+        self._return = text[len(shown) :]
+        write(visible(shown))
 
     def _take_back(self, offset: int) -> None:
         if self._begin is not None and offset >= self._end:

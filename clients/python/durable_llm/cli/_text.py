@@ -4,7 +4,7 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST = timedelta(days=3_652_500)
 """The longest duration that a message holds: 10,000 years."""
@@ -12,7 +12,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def visible(text: str) -> str:
-    """Return the text without characters that control a terminal: a model could write them."""
+    """Return the text without characters that control a terminal: a model could write them. Lines may end in CR LF."""
     return _CONTROLS.sub("�", text)
 
 
