@@ -218,6 +218,9 @@ async def test_no_bytes_make_an_internal_error(channel: grpc.aio.Channel, rpc: s
     if rpc == "UploadFile":
         # The file that another example has begun.
         allowed += (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.ABORTED)
+    if rpc in ("DeleteJobs", "DeleteUser"):
+        # On a busy machine as many deletions of other examples as may run at the same time.
+        allowed += (grpc.StatusCode.RESOURCE_EXHAUSTED,)
     assert error is None or error.code() in allowed, error
 
 
