@@ -109,14 +109,18 @@ def _user(text: str) -> str:
 
 
 def _time(text: str) -> datetime:
+    now = datetime.now(UTC)
     try:
         if text.startswith("P"):
-            return datetime.now(UTC) + TypeAdapter(timedelta).validate_python(text)
-        time = datetime.fromisoformat(text)
+            time = now + TypeAdapter(timedelta).validate_python(text)
+        else:
+            time = datetime.fromisoformat(text)
     except (ValidationError, ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError("is neither an ISO 8601 time nor a duration") from error
     if time.tzinfo is None:
         raise argparse.ArgumentTypeError("lacks its zone: 2027-01-31T00:00:00Z")
+    if time <= now:
+        raise argparse.ArgumentTypeError("is over already")
     return time
 
 

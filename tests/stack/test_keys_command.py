@@ -44,6 +44,8 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         ["create", "--user", "-"],
         ["create", "--tenant", "a/b"],
         ["create", "--expires", "2027-01-01"],
+        ["create", "--expires", "2020-01-01T00:00:00Z"],
+        ["create", "--expires", "P0D"],
     ):
         ended = await keys(*wrong)
         assert ended.status != 0
