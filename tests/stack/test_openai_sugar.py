@@ -176,17 +176,21 @@ async def test_a_running_job_that_has_started_over_is_continued(
     assert (events[-1].type, events[-1].code) == ("error", "output_replaced")  # type: ignore[union-attr]
     id_, numbers = events[0].response.id, [event.sequence_number for event in events]  # type: ignore[union-attr]
     assert numbers == sorted(set(numbers))
-    text, last = "", -1
-    for _ in range(3):
+    text, last, reads = "", -1, 0
+    while reads < 3:
         async with await client.responses.retrieve(
             id_, stream=True, starting_after=last if last >= 0 else openai.omit
         ) as stream:
             async for event in stream:
-                assert event.type != "error", event
+                if event.type == "error":
+                    # On a busy machine a reader may get the first output before the gateway has seen its end.
+                    assert (event.code, last < 2**36) == ("output_replaced", True), event
+                    text, last, reads = "", -1, 0
+                    break
                 assert event.sequence_number > last
                 last = event.sequence_number
                 if event.type == "response.output_text.delta":
-                    text += event.delta
+                    text, reads = text + event.delta, reads + 1
                     break
     await client.responses.cancel(id_)
     async with await client.responses.retrieve(id_, stream=True, starting_after=last) as stream:

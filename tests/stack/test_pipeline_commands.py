@@ -28,9 +28,13 @@ async def test_a_pipeline_is_run_shown_and_listed(stack: Stack) -> None:
     assert ended.status == 0, ended.errors
     *outputs, result = ended.output.splitlines()
     essay = json.loads(result)["value"]
-    followed = "\n".join(outputs)
-    assert {f"--- parts/{number}/write" for number in range(3)} <= set(outputs)
-    assert essay.split("\n\n")[0][:20] in followed
+    followed, path = dict.fromkeys((f"parts/{number}/write" for number in range(3)), ""), ""
+    for line in outputs:
+        if line.startswith("--- "):
+            path = line.removeprefix("--- ")
+        else:
+            followed[path] += line
+    assert "".join(followed.values()) == essay.replace("\n", "")
     id_, *progress = ended.errors.splitlines()
     assert id_ == f"llmpipe-piper-{request_id}"
     assert "outline SUCCEEDED" in progress
