@@ -25,6 +25,7 @@ from pipelines.workflow import LLMPipelineWorkflow
 from services.gateway.pipelines import catalogue as catalogue  # it registers the pipelines
 from tests.support.files import bad_fields
 from tests.support.pipelines import Followed, follow, submit
+from tests.support.refinements import refinement
 from tests.support.stacks import stack_settings
 from tests.support.worlds import MODELS, PAINTER, new_world, world_of
 
@@ -67,24 +68,6 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 async def stub(stack: Stack) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         yield PipelineServiceStub(channel)
-
-
-def refinement(key: str, *scores: float, doubtful: int = 0, **changes: Any) -> pipeline_pb2.PipelineRequest:
-    """Return a refinement whose critiques have these scores; that of the round `doubtful` finds facts doubtful."""
-    topic = "rain"
-    for number, score in enumerate(scores, 1):
-        critique = {
-            "score": score,
-            "strengths": [],
-            "weaknesses": [f"weak {number}"],
-            "suggestions": ["more"],
-            "facts_doubtful": number == doubtful,
-        }
-        topic += f"[[when Criticise the draft of round {number} : {json.dumps(critique)}]]"
-    topic += "[[when Check the facts: It never rains.]]"
-    pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id=key)
-    pipeline.refine.CopyFrom(pipeline_pb2.RefineSpec(topic=topic, models={"write": "docstrings"}, **changes))
-    return pipeline
 
 
 NEW: Any = {

@@ -28,6 +28,7 @@ from jobs import names
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import data_converter
+from pipelines.registry import TYPED
 from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
@@ -125,6 +126,18 @@ def recorded() -> dict[str, dict[str, tuple[str, WorkflowHistory]]]:
 def test_every_recorded_history_is_of_a_workflow_of_the_gateway() -> None:
     assert {*recorded()} <= {*BY_TYPE}
     assert sum(map(len, recorded().values())) == len(RECORDED), "two histories have the same run id"
+
+
+def test_every_pipeline_that_comes_along_is_recorded() -> None:
+    """A change of its code that running ones do not survive is found by the replay."""
+    recorded_specs = set()
+    for _, history in recorded()[names.PIPELINE_WORKFLOW_TYPE].values():
+        (payload,) = history.events[0].workflow_execution_started_event_attributes.input.payloads
+        recorded_specs.add(
+            data_converter.payload_converter.from_payload(payload, internal_pb2.PipelineRun).pipeline.WhichOneof("spec")
+        )
+    # `preprocess` is the beginning of `training`.
+    assert recorded_specs == {*TYPED, "custom"} - {"preprocess"}
 
 
 @pytest.mark.parametrize("workflow_type", BY_TYPE)

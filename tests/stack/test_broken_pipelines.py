@@ -1,9 +1,12 @@
 """Pipelines whose code is broken: each ends, with its error, and the gateway goes on."""
 
 import asyncio
+import os
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,8 +19,9 @@ from jobs.errors import reason_of
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.commands import run
 from tests.support.files import bad_fields
-from tests.support.pipelines import Followed, answer, cancel, follow, new_pipeline, submit
+from tests.support.pipelines import REGISTERED, Followed, answer, cancel, follow, new_pipeline, submit
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,38 @@ async def pipelines(stack: Stack) -> AsyncIterator[Any]:
 async def ended(pipelines: Any, name: str, value: str, **changes: Any) -> Followed:
     pipeline = new_pipeline(name, StringValue(value=value), **changes)
     return await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)
+
+
+def installed(folder: Path, code: str) -> str:
+    """Install a module with this code and an entry point; return the PYTHONPATH with it."""
+    package = folder / "extra-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[durable_llm.pipelines]\nextra = extra\n")
+    (folder / "extra.py").write_text(code)
+    return os.pathsep.join(filter(None, (str(folder), str(REGISTERED), os.environ.get("PYTHONPATH", ""))))
+
+
+async def test_a_gateway_does_not_start_with_a_name_that_two_pipelines_have_or_a_broken_module(
+    tmp_path: Path,
+) -> None:
+    twice = (
+        "from google.protobuf.wrappers_pb2 import StringValue\n"
+        "from pipelines import pipeline\n\n\n"
+        '@pipeline("essay", StringValue, StringValue)\n'
+        "async def mine(llm, topic):\n    return topic\n"
+    )
+    cases = {
+        "two pipelines are named 'essay': ": twice,
+        "No module named 'no_such_module'": "import no_such_module",
+    }
+    paths = [installed(tmp_path / str(number), code) for number, code in enumerate(cases.values())]
+    # Each ends before it connects to anything.
+    starting = (run(sys.executable, "-m", "services.gateway", PYTHONPATH=path) for path in paths)
+    for words, end in zip(cases, await asyncio.gather(*starting), strict=True):
+        assert end.status == 1
+        assert words in end.errors
+        assert "an entry point of durable_llm.pipelines" in end.errors
 
 
 async def test_whatever_the_code_raises_its_pipeline_alone_ends(pipelines: Any) -> None:

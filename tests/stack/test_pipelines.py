@@ -211,6 +211,15 @@ async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipeline
     assert not seen.steps["shout"].queued
     assert text_of(seen.result) == "HELLO"
     assert not seen.steps["shout"].workflow_id
+    history = await temporal.get_workflow_handle(id_).fetch_history()
+    (scheduled,) = [
+        event.activity_task_scheduled_event_attributes
+        for event in history.events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    ]
+    retries = scheduled.retry_policy
+    intervals = (retries.initial_interval.ToSeconds(), retries.maximum_interval.ToSeconds())
+    assert (*intervals, retries.maximum_attempts) == (1, 60, 3)
     seen = await follow(pipelines, (await submit(pipelines, new_pipeline("broken", spec))).pipeline_id)
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"

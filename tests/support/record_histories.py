@@ -39,6 +39,7 @@ from tests.support.ledgers import lease_in_a_check, start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
+from tests.support.refinements import refinement
 from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
 from tests.support.trained import register
@@ -243,7 +244,7 @@ async def removed_models(stub: LlmServiceStub, temporal: Client) -> str:
 
 
 async def worlds(folder: Path, version: str) -> None:
-    """Record a world that succeeds, one with a step that fails, and the second run of that one."""
+    """Record a world that succeeds, one with a step that fails, the second run of that one, and a refinement."""
     environment = {
         "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(MODELS)},
         "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": '{"context_tokens": 16384}'},
@@ -254,9 +255,14 @@ async def worlds(folder: Path, version: str) -> None:
     async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
         stub: Any = PipelineServiceStub(channel)
-        whole, bad = new_world("whole"), new_world("bad", bad_post="a dragon")
-        for name, world in (("world", whole), ("world-incomplete", bad), ("world-resumed", bad)):
-            id_ = (await submit(stub, world)).pipeline_id
+        whole, bad, refined = (
+            new_world("whole"),
+            new_world("bad", bad_post="a dragon"),
+            refinement("r", 5, 9, doubtful=1),
+        )
+        named = {"world": whole, "world-incomplete": bad, "world-resumed": bad, "refine": refined}
+        for name, pipeline in named.items():
+            id_ = (await submit(stub, pipeline)).pipeline_id
             await follow(stub, id_)
             await record(temporal, id_, f"{name}.{version}")
 

@@ -28,6 +28,21 @@ def test_what_undoes_is_not_bounded() -> None:
     tree.begin("undo", NOW, bounded=False)
 
 
+def test_steps_beyond_the_maximum_of_nodes_are_counted() -> None:
+    """The state of the workflow stays bounded, and usage and counts are those of all steps."""
+    root = pipeline_pb2.StepStatus()
+    tree = Tree(root)
+    for number in range(MAX_NODES + 2):
+        tree.begin(f"s{number}", NOW)
+        assert len(tree.nodes) == min(number + 1, MAX_NODES)
+    assert (root.counts.total, root.counts.running) == (MAX_NODES + 2, MAX_NODES + 2)
+    for number in (0, MAX_NODES, MAX_NODES + 1):
+        state = pipeline_pb2.STEP_STATE_FAILED if number == MAX_NODES else pipeline_pb2.STEP_STATE_SUCCEEDED
+        tree.end(f"s{number}", state, NOW, common_pb2.Usage(output_tokens=2))
+    assert (root.counts.succeeded, root.counts.failed, root.counts.running) == (2, 1, MAX_NODES - 1)
+    assert root.usage.output_tokens == 6
+
+
 def test_a_step_that_nobody_can_see_asks_nothing() -> None:
     tree = new_tree(MAX_NODES + 1)
     tree.ask(f"s{MAX_NODES - 1}", "May I?")
