@@ -29,7 +29,7 @@ from bench.peers import vllm_peers
 from bench.peers.vllm_peers import VllmServe
 from bench.support import script
 from bench.support.openai_streams import completion, response
-from bench.support.report import Report, quantiles
+from bench.support.report import Report, quantiles, rotated
 from bench.support.stacks import beside, new_stack, simulated
 from bench.support.stamps import Read, read_stamps
 from bench.support.watched_job import DEADLINE_SECONDS, MODEL, messages, submit
@@ -69,11 +69,10 @@ async def report_of(sizes: Sizes) -> Report:
             for _ in range(3):
                 await first_token(way)
         for number in range(sizes.rounds):
-            # The first of a round may find less other load, so the order rotates.
-            order = rotated(list(ways), number)
             for name, took in (await first_tokens(ways, sizes.jobs)).items():
                 report.add("first token", name, quantiles(took))
-            for name in order:
+            # The first of a round may find less other load, so the order rotates.
+            for name in rotated(ways, number):
                 for streams in sizes.streams:
                     tokens = sizes.tokens + sizes.tokens_more * streams // 64
                     report.add(f"{streams} streams", name, await measure(ages(ways[name]), streams, tokens))
@@ -144,7 +143,7 @@ async def first_tokens(ways: dict[str, Way], jobs: int) -> dict[str, list[float]
     """
     took: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(jobs):
-        for name in rotated(list(ways), number):
+        for name in rotated(ways, number):
             took[name].append(await first_token(ways[name]))
     return took
 
@@ -156,12 +155,6 @@ async def first_token(way: Way) -> float:
         if text and not first:
             first = time.monotonic() - begin
     return first * 1000
-
-
-def rotated(names: list[str], by: int) -> list[str]:
-    """Return the names from the one at `by` on, then those before it."""
-    first = by % len(names)
-    return names[first:] + names[:first]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, Final
 import grpc
 
 from bench.support import script
-from bench.support.report import Report
+from bench.support.report import Report, rotated
 from bench.support.stacks import new_stack, simulated
 from bench.support.usage import cpu_of
 from bench.support.watched_job import together
@@ -71,8 +71,7 @@ async def measure(sizes: Sizes) -> Report:
             await turn.run_jobs()
         for number in range(sizes.rounds):
             # The first of a round may find less other load, so the order rotates.
-            first = number % len(turns)
-            for who in [*turns, *turns][first : first + len(turns)]:
+            for who in rotated(turns, number):
                 report.add("jobs", who, await turns[who].jobs())
                 report.add("tokens", who, await turns[who].tokens())
     for who in (EXPORTED, NOT_EXPORTED):

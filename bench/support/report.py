@@ -7,7 +7,7 @@ results    by case and by who (suite, peer_…, floor_…): each figure's median
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -72,6 +72,13 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
         raise ValueError(f"{len(samples)} samples are too few for quantiles")
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
     return {"p50": cuts[49], "p99": cuts[98]}
+
+
+def rotated(names: Iterable[str], by: int) -> list[str]:
+    """Return the names from the one at `by` on, then those before it. Beyond their number `by` begins again at 0."""
+    order = [*names]
+    first = by % len(order)
+    return order[first:] + order[:first]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
