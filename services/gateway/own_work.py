@@ -1,11 +1,22 @@
-"""The workflows of batches and pipelines that a caller may see."""
+"""The workflows of batches and pipelines: those that a caller may see, and the records that they answer with."""
 
-from temporalio.client import WorkflowExecutionDescription
+from typing import Final, TypeVar
 
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import names
 from jobs.ids import tenant_of
+from llm_pb import internal_pb2
 from runtime.auth import Caller
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.errors import ApiError, temporal_unavailable
 from services.gateway.job_record import user_of
 from services.gateway.runs import Runs
+
+Record = TypeVar("Record", internal_pb2.BatchRecord, internal_pb2.PipelineRecord)
+_EVENTS_OF_A_START: Final = 3
+"""Number of events of a workflow that was started and whose first task a worker has."""
 
 
 async def describe_own(runs: Runs, caller: Caller, id_: str, workflow_type: str) -> WorkflowExecutionDescription | None:
@@ -20,3 +31,34 @@ async def describe_own(runs: Runs, caller: Caller, id_: str, workflow_type: str)
     if caller.user_id and not caller.may_see(await user_of(found)):
         return None
     return found
+
+
+async def query_record(
+    client: Client, description: WorkflowExecutionDescription, record_type: type[Record], what: str
+) -> Record | None:
+    """Return the record of a workflow; None while its present task fails, or while the first one is not done.
+
+    `what` names the work in an error. Raises ApiError UNAVAILABLE and RPCError when Temporal or the workflow worker
+    does not answer.
+    """
+    handle = client.get_workflow_handle(description.id, run_id=description.run_id)
+    try:
+        record: Record = await handle.query(names.QUERY_GET_RECORD, result_type=record_type, rpc_timeout=RPC_TIMEOUT)
+    except WorkflowQueryFailedError as error:
+        raise no_answer(what) from error
+    except RPCError as error:
+        if error.status != RPCStatusCode.FAILED_PRECONDITION:
+            raise
+        return None
+    return record
+
+
+def no_answer(what: str) -> ApiError:
+    """Return the error for work whose workflow does not answer."""
+    return temporal_unavailable(f"the {what} does not answer; call again")
+
+
+def is_new(description: WorkflowExecutionDescription) -> bool:
+    """Return whether the code of a workflow has not run yet."""
+    first = description.raw_description.workflow_execution_info.first_run_id
+    return first == description.run_id and description.history_length <= _EVENTS_OF_A_START

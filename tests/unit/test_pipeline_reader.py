@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -49,7 +50,11 @@ def described(
     async def memo_value(_: str, default: Any = None) -> Any:
         return default
 
-    found = SimpleNamespace(id=ID, run_id=run, history_length=length, status=status, memo_value=memo_value)
+    raw = DescribeWorkflowExecutionResponse()
+    raw.workflow_execution_info.first_run_id = run
+    found = SimpleNamespace(
+        id=ID, run_id=run, history_length=length, status=status, memo_value=memo_value, raw_description=raw
+    )
     return cast("WorkflowExecutionDescription", found)
 
 

@@ -12,9 +12,7 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
-    WorkflowQueryFailedError,
 )
-from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import batches, names
 from jobs.ids import trace_id
@@ -22,20 +20,17 @@ from jobs.memo import from_memo, time_from_memo
 from llm_pb import batch_pb2, internal_pb2
 from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
-from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.pending import PendingChunk, pending_chunks
 from services.gateway.delivery_reader import DeliveryReader
-from services.gateway.errors import batch_not_found, temporal_unavailable
+from services.gateway.errors import batch_not_found
 from services.gateway.job_traces import traceparent_of
-from services.gateway.own_work import describe_own
+from services.gateway.own_work import describe_own, is_new, no_answer, query_record
 from services.gateway.runs import Runs
 
 _RATE_OVER: Final = timedelta(minutes=1)
 _MAX_RATES: Final = 1000
 _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of long batches have some 100 KB."""
-_EVENTS_OF_A_START: Final = 3
-"""Number of events of a workflow that was started and whose first task a worker has."""
 _CLOSED_STATES: Final = {
     WorkflowExecutionStatus.COMPLETED: batch_pb2.BATCH_STATE_SUCCEEDED,
     WorkflowExecutionStatus.FAILED: batch_pb2.BATCH_STATE_FAILED,
@@ -134,24 +129,15 @@ class BatchReader:
         return asked
 
     async def _query(self, description: WorkflowExecutionDescription) -> internal_pb2.BatchRecord:
-        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
-        try:
-            record: internal_pb2.BatchRecord = await handle.query(
-                names.QUERY_GET_RECORD, result_type=internal_pb2.BatchRecord, rpc_timeout=RPC_TIMEOUT
-            )
-        except WorkflowQueryFailedError as error:
-            raise temporal_unavailable("the batch does not answer; call again") from error
-        except RPCError as error:
-            if error.status != RPCStatusCode.FAILED_PRECONDITION:
-                raise
-            # Its present step has failed, or the first one of a run is not done yet.
-            for (id_, _, _), last in reversed(self._records.items()):
-                if id_ == description.id and last.status.counts.total:
-                    return last
-            if not _is_new(description):
-                raise temporal_unavailable("the batch does not answer; call again") from error
-            record = internal_pb2.BatchRecord(status=await bare_status(description))
-        return record
+        record = await query_record(self._client, description, internal_pb2.BatchRecord, "batch")
+        if record is not None:
+            return record
+        for (id_, _, _), last in reversed(self._records.items()):
+            if id_ == description.id and last.status.counts.total:
+                return last
+        if not is_new(description):
+            raise no_answer("batch")
+        return internal_pb2.BatchRecord(status=await bare_status(description))
 
     def _add_rate(self, status: batch_pb2.BatchStatus) -> None:
         """Add the rate of tokens and the expected end, by what was seen in the last minute or else since the start."""
@@ -175,12 +161,6 @@ class BatchReader:
         if (pace := (ended - items) / seconds) > 0:
             left = timedelta(seconds=(status.counts.total - ended) / pace)
             status.estimated_end_time.FromDatetime(datetime.now(UTC) + min(left, timedelta(days=3650)))
-
-
-def _is_new(description: WorkflowExecutionDescription) -> bool:
-    """Return whether the code of a batch has not run yet."""
-    first = description.raw_description.workflow_execution_info.first_run_id
-    return first == description.run_id and description.history_length <= _EVENTS_OF_A_START
 
 
 async def ended_record(execution: WorkflowExecution) -> internal_pb2.BatchRecord | None:

@@ -10,10 +10,8 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
-    WorkflowQueryFailedError,
 )
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.ids import trace_id
@@ -23,17 +21,15 @@ from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
-from services.gateway.errors import pipeline_not_found, temporal_unavailable
+from services.gateway.errors import pipeline_not_found
 from services.gateway.job_record import CLOSED_STATES
 from services.gateway.job_traces import traceparent_of
-from services.gateway.own_work import describe_own
+from services.gateway.own_work import describe_own, is_new, no_answer, query_record
 from services.gateway.runs import Runs
 
 _log = logging.getLogger(__name__)
 _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of many steps have some 300 KB."""
-_EVENTS_OF_A_START: Final = 3
-"""Number of events of a workflow that was started and whose first task a worker has."""
 
 
 class PipelineReader:
@@ -87,26 +83,17 @@ class PipelineReader:
         return record
 
     async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
-        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
-        try:
-            record: internal_pb2.PipelineRecord = await handle.query(
-                names.QUERY_GET_RECORD, result_type=internal_pb2.PipelineRecord, rpc_timeout=RPC_TIMEOUT
-            )
-        except WorkflowQueryFailedError as error:
-            raise temporal_unavailable("the pipeline does not answer; call again") from error
-        except RPCError as error:
-            if error.status != RPCStatusCode.FAILED_PRECONDITION:
-                raise
-            # Its present task has failed, or the first one is not done yet.
-            if (last := self._records.get((description.id, description.run_id))) is not None:
-                record = internal_pb2.PipelineRecord()
-                record.CopyFrom(last)
-                return record
-            if description.history_length > _EVENTS_OF_A_START:
-                raise temporal_unavailable("the pipeline does not answer; call again") from error
-            return internal_pb2.PipelineRecord(status=await closed_status(description))
-        self._remember(description, record)
-        return record
+        record = await query_record(self._client, description, internal_pb2.PipelineRecord, "pipeline")
+        if record is not None:
+            self._remember(description, record)
+            return record
+        if (last := self._records.get((description.id, description.run_id))) is not None:
+            record = internal_pb2.PipelineRecord()
+            record.CopyFrom(last)
+            return record
+        if not is_new(description):
+            raise no_answer("pipeline")
+        return internal_pb2.PipelineRecord(status=await closed_status(description))
 
     def _remember(self, description: WorkflowExecutionDescription, record: internal_pb2.PipelineRecord) -> None:
         key = (description.id, description.run_id)
