@@ -129,7 +129,7 @@ class KeySet:
 
 
 def _read(source: str) -> dict[str, jwt.PyJWK]:
-    """Return the usable keys of a set by their names. Raises KeySetError, also where there is none."""
+    """Return the usable keys of a set by their names. Raises KeySetError for a set that cannot be read or has none."""
     try:
         # In an event loop of its own, so that this thread has the look-up of the name as well.
         data = asyncio.run(_download(source)) if "://" in source else Path(source).read_bytes()

@@ -156,7 +156,7 @@ async def test_a_key_that_is_absent_is_not_deleted(keys: Keys, name: str) -> Non
 
 
 def test_tenant_and_key_id_are_authenticated() -> None:
-    """Also under one secret: whoever can copy a wrapped key gains nothing by another name for it."""
+    """They are, also where the secret is the same: a copied wrapped key is of no use under another name."""
     name, other = "20260101T000000Z-00000000", "20260101T000000Z-00000001"
     encrypted = Cipher(bytes(32), KeyId("t", name)).encrypt(b"text")
     assert Cipher(bytes(32), KeyId("t", name)).decrypt(encrypted) == b"text"

@@ -90,7 +90,7 @@ async def lease_in_a_check(temporal: Client, tenant: str) -> tuple[int, internal
 
 
 async def _has_handled_a_signal(ledger: WorkflowHandle[Any, Any]) -> bool:
-    """Return whether a workflow task has been completed that has begun after a signal."""
+    """Return whether a workflow has completed a task that began after a signal."""
     signalled = started = False
     async for event in ledger.fetch_history_events():
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:

@@ -124,7 +124,7 @@ async def test_deletions_that_come_together_take_two_updates() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)], ids=["", "skewed"])
 async def test_a_file_that_was_uploaded_again_counts_although_its_first_one_is_gone(first: int, second: int) -> None:
-    """One gateway hears that the first one is gone before another has told the ledger of the second, or afterwards.
+    """One gateway learns that the first file is gone before another counts the second in the ledger, or afterwards.
 
     The clocks of the gateways may differ by more than the time between the two.
     """

@@ -26,7 +26,7 @@ from store.store import Store, StoredObject
 
 _PURPOSE: Final = "pipeline_output"
 _LONGEST_WAIT: Final = timedelta(minutes=1)
-"""Maximum wait that a limit may ask for before a retry. What passes after hours fails a step at once."""
+"""Maximum wait before a retry. A limit that names a longer one fails its step immediately."""
 _QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
 
 
