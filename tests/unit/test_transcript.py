@@ -70,6 +70,16 @@ def test_any_offset_is_continued_from(text: str, data: st.DataObject) -> None:
     assert drain(Cursor(transcript, offset), known, final=True) == encoded
 
 
+def test_a_new_reader_gets_nothing_that_the_rest_of_the_log_replaces() -> None:
+    """A gateway reads the log of a job from its beginning, and what an earlier attempt made stands there first."""
+    transcript = Transcript()
+    cursor = Cursor(transcript, 0)
+    transcript.put(0, "over the hills")
+    assert cursor.take(complete=False, final=False) is None
+    transcript.put(0, "the cat")
+    assert cursor.take(complete=True, final=False) == llm_pb2.OutputDelta(text="the cat")
+
+
 def test_a_gap_is_refused() -> None:
     transcript = Transcript()
     transcript.put(0, "ab")

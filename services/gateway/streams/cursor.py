@@ -15,8 +15,10 @@ MAX_DELTA_BYTES: Final = 256 * 1024
 class Cursor:
     """One reader's place.
 
+    A reader gets nothing until the transcript is complete: the end of the log may replace what its beginning says.
+
     A reader resumes from a place in an output that may have been replaced since. The place is looked up once the
-    transcript is complete and reaches it. Until then the reader gets nothing.
+    transcript reaches it.
     """
 
     def __init__(self, transcript: Transcript, offset: int, digest: str | None = None) -> None:
@@ -30,7 +32,7 @@ class Cursor:
 
     @property
     def behind(self) -> bool:
-        """Whether take() has more output for the reader."""
+        """Whether there is more output for the reader."""
         return self._digest is not None and self.offset < len(self._transcript.data)
 
     @property
@@ -56,8 +58,10 @@ class Cursor:
         Bytes that the reader holds and that are not the output are taken back: the next piece has `rewind` set.
         """
         data, cuts = self._transcript.data, self._transcript.cuts
+        if not (final or complete):
+            return None
         if self._digest is None:
-            if not (final or (complete and self.offset <= len(data))):
+            if not final and self.offset > len(data):
                 return None
             start = self._agreed()
         else:

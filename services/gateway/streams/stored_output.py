@@ -77,7 +77,7 @@ class StoredCursor:
 
     @property
     def behind(self) -> bool:
-        """Whether take() has more output for the reader, or may have."""
+        """Whether there is more output for the reader, or may be."""
         return self._digest is None or self.offset < self._output.size
 
     @property

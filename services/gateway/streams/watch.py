@@ -138,7 +138,7 @@ class Watch:
             if delta is not None or message.HasField("status") or now() > last_sent + (_PULSES - 1) * self._pulse:
                 yield message
                 last_sent = now()
-            if not (final or cursor.behind):
+            if not (final or (delta is not None and cursor.behind)):
                 await changed.wait()
 
     def _wake(self) -> None:
