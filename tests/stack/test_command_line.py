@@ -11,6 +11,7 @@ import tomllib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.support.paths import ROOT
 from tests.support.receivers import Receiver, status
 from tests.support.rewinding_gateway import CONTROLS, rewinding_gateway
 from tests.support.terminal import Terminal
+from tests.support.unsteady_gateway import Turn, serving
 
 COMMAND = (sys.executable, "-m", "durable_llm")
 ENVIRONMENT = {"DURABLE_LLM_USER": "cli", "DURABLE_LLM_MODEL": "docstrings"}
@@ -203,6 +205,16 @@ async def test_jobs_are_listed_and_described(cli: Cli, stub: LlmServiceStub) -> 
     assert (await cli("ls", *filters, "--quiet")).output == f"{workflow_id}\n"
     assert json.loads((await cli("ls", *filters, "--json")).output)["status"]["workflowId"] == workflow_id
     assert (await cli("ls", "--user", "lister", "--state", "failed")).output == ""
+    async with cli.terminal("ls", *filters, COLUMNS="30") as terminal:
+        assert await terminal.ended() == 0
+    # The header, the id whole, and what does not fit beside it.
+    lines = terminal.screen.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["WORKFLOW", "ID"],
+        ["STATE", "MODEL", "USER", "AGE"],
+        [workflow_id],
+    ]
+    assert lines[3].startswith("  SUCCEEDED  docstrings  lister  ")
 
 
 async def test_the_service_is_described(cli: Cli) -> None:
@@ -342,9 +354,24 @@ async def test_a_watch_goes_on_at_a_gateway_that_comes_back(cli: Cli, stack: Sta
     await gateway.start()
     rest, errors = await watching.communicate()
     assert watching.returncode == 0, errors
-    assert b"going on at byte" in errors
+    assert errors.count(b"the service does not answer; going on at byte") == 1
     assert (first + rest).decode() == await result_of(stub, workflow_id)
     await gateway.terminate()
+
+
+async def test_a_break_is_said_once_until_the_service_answers(cli: Cli, stack: Stack) -> None:
+    """gRPC's own errors become a plain sentence. What the service says stands as it is."""
+    workflow_id = await cli.submit("x", "--max-tokens", "200")
+    broken, full = Turn(messages=0), Turn(messages=0, full=True, retry_delay=timedelta(milliseconds=1))
+    async with serving(stack, broken, broken, Turn(messages=1), broken, full, Turn(fails=False)) as gateway:
+        ended = await cli("watch", workflow_id, DURABLE_LLM_ADDRESS=gateway.address)
+    assert ended.status == 0, ended.errors
+    said = [line for line in ended.errors.splitlines() if not re.fullmatch("[A-Z]+(, attempt 1)?", line)]
+    assert [line.partition(";")[0] for line in said] == [
+        "the service does not answer",
+        "the service does not answer",
+        "too many watchers",
+    ]
 
 
 async def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(cli: Cli, stub: LlmServiceStub) -> None:
@@ -360,6 +387,36 @@ async def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(cli: Cli, stub: L
     again = await cli(*shown[1].split())
     assert again.status == 0, again.errors
     assert (first + rest).decode() + again.output == await result_of(stub, "llmjob-cli-left")
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+module = sys.argv.pop(1)
+
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == module:
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(interrupt)
+from durable_llm.cli import main
+main()
+"""
+"""The command, with Ctrl-C as it imports the module that the first argument names."""
+
+
+@pytest.mark.parametrize("module", ["click", "grpc"])
+async def test_ctrl_c_ends_the_command_while_it_starts(module: str) -> None:
+    """Nothing is printed, and a shell sees that Ctrl-C has ended it."""
+    ended = await run(sys.executable, "-c", INTERRUPTED, module, "models")
+    assert (ended.status, ended.output, ended.errors) == (-signal.SIGINT, "", "")
+
+
+async def test_ctrl_c_is_handled_from_the_first_import_on() -> None:
+    """Until then Python itself would print a traceback. Nothing else is imported before."""
+    code = "import sys; before = {*sys.modules}; import durable_llm.cli; print(sorted({*sys.modules} - before))"
+    ended = await run(sys.executable, "-c", code)
+    assert ended.output == "['durable_llm', 'durable_llm.cli']\n", ended.errors
 
 
 async def test_a_reader_that_goes_away_is_no_error(cli: Cli) -> None:

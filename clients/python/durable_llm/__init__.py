@@ -5,11 +5,12 @@
         async for piece in job.stream():
             print(piece.text, end="")
 
-`Client` does the same without asyncio. A name is imported once it is used: the command line starts without gRPC.
+`Client` does the same without asyncio. A name is imported once it is used, and nothing before: the command line handles
+Ctrl-C from its first import on, and starts without gRPC.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+TYPE_CHECKING = False
+"""What type checkers take for typing.TYPE_CHECKING."""
 
 if TYPE_CHECKING:
     from durable_llm._batches import AsyncBatches
@@ -64,7 +65,7 @@ __all__ = [
     "is_last",
 ]
 
-_NAMES: Final = {
+_NAMES = {
     "durable_llm._batches": ("AsyncBatches",),
     "durable_llm._client": ("AsyncClient", "Outcome"),
     "durable_llm._files": ("AsyncFiles",),
@@ -84,14 +85,16 @@ _NAMES: Final = {
     "llm_pb.llm_pb2": ("ChatMessage", "JobRequest", "JobResult", "JobStatus", "SamplingParams"),
 }
 """The public names by the modules that define them."""
-_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES: Final = ("batch_errors", "errors", "file_errors", "model_errors", "output", "pipeline_errors", "retry")
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = ("batch_errors", "errors", "file_errors", "model_errors", "output", "pipeline_errors", "retry")
 
 
 if not TYPE_CHECKING:
     # A type checker would take any name for one of the package.
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name):
+        from importlib import import_module
+
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name not in _MODULE_OF:

@@ -1,14 +1,16 @@
 """The command `durable-llm`. It needs the extra `cli`, which the library does without."""
 
-import signal
-import sys
-from importlib.util import find_spec
-
 
 def main() -> None:
     """Run the command line and exit."""
-    # An interrupted import may print the interrupt and go on. Until a command waits, Ctrl-C ends the process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # An interrupted import ends in a traceback, or prints the interrupt and goes on. So until a command waits, Ctrl-C
+    # ends the process, from before the first import on: the module signal itself imports more.
+    import _signal  # type: ignore[import-not-found]
+
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    import sys
+    from importlib.util import find_spec
+
     try:
         missing = [name for name in ("click", "rich") if find_spec(name) is None]
     except ValueError:

@@ -77,7 +77,7 @@ def run(
     errors = errors or f"{output}.errors"
     come_back = "The upload has ended. The same command goes on with it."
     try:
-        with interruptible(), connection.connect() as client:
+        with connection.connect() as client, interruptible():
             started = client.batches.start(
                 lines, user_id=user_of(user, connection.settings), request_id=request_id, **fields
             )
@@ -175,8 +175,8 @@ def results(connection: Connection, *, batch_id: str, cursor: str, show_cursor: 
     """Print the items of a batch as they end, as JSON, until all have ended. Each comes once."""
     try:
         with (
-            interruptible(),
             connection.connect() as client,
+            interruptible(),
             contextlib.closing(client.batches.results(batch_id, cursor)) as messages,
         ):
             for message in messages:

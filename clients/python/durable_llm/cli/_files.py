@@ -53,7 +53,7 @@ def put(
     come_back = "The upload has ended. The same command goes on with it." if request_id else "The upload has ended."
     expire_time = datetime.now(UTC) + expires if expires is not None else None
     try:
-        with interruptible(), connection.connect() as client:
+        with connection.connect() as client, interruptible():
             for path in paths:
                 file = client.files.upload(
                     path,
@@ -75,7 +75,7 @@ def put(
 def get(connection: Connection, *, file_id: str, path: str) -> None:
     """Download a file to PATH; `-`: to standard output. [default: the name that it was uploaded with, here]"""
     try:
-        with interruptible(), connection.connect() as client:
+        with connection.connect() as client, interruptible():
             if path == "-":
                 for piece in client.files.content(file_id):
                     write_bytes(piece)

@@ -21,9 +21,12 @@ def follow(job: "Job", *, accepted: bool, resume_token: str = "", as_json: bool 
     """
     token = resume_token
     text = JobText()
+    # Before Ctrl-C may come at any place: this imports modules.
+    progress = Progress(quiet=quiet or as_json)
     try:
-        with interruptible(), Progress(quiet=quiet or as_json) as progress, closing(job.watch(token)) as messages:
+        with interruptible(), progress, closing(job.watch(token)) as messages:
             for message in messages:
+                progress.answered()
                 # Between the text and its token there is no Ctrl-C: the token that is shown continues after the text.
                 with held():
                     if as_json:
@@ -48,9 +51,11 @@ def follow(job: "Job", *, accepted: bool, resume_token: str = "", as_json: bool 
 
 def wait(job: "Job", *, quiet: bool = False) -> "JobResult":
     """Return the result of a job once it has ended. Raises JobError, ApiError and Interrupted."""
+    progress = Progress(quiet=quiet)
     try:
-        with interruptible(), Progress(quiet=quiet) as progress, closing(job.watch()) as messages:
+        with interruptible(), progress, closing(job.watch()) as messages:
             for message in messages:
+                progress.answered()
                 if message.HasField("status"):
                     progress.show(message.status)
             return job.result()

@@ -117,7 +117,7 @@ def delete(connection: Connection, *, workflow_ids: tuple[str, ...], yes: bool, 
     """Delete jobs with prompts and outputs, and wait until they are gone. Open jobs are cancelled first."""
     _ask(f"Delete {', '.join(workflow_ids)} for good?", yes=yes)
     try:
-        with interruptible(), connection.connect() as client:
+        with connection.connect() as client, interruptible():
             for workflow_id in workflow_ids:
                 _print_deletion(f"{workflow_id} deleted", client.job(workflow_id).delete(), as_json=as_json)
     except KeyboardInterrupt:
@@ -133,7 +133,7 @@ def delete_user(connection: Connection, *, user_id: str, yes: bool, as_json: boo
     """Delete all that a user has, and wait until it is gone: jobs, pipelines, batches, files and schedules."""
     _ask(f"Delete all that {user_id} has for good?", yes=yes)
     try:
-        with interruptible(), connection.connect() as client:
+        with connection.connect() as client, interruptible():
             deletion = client.delete_user(user_id)
     except KeyboardInterrupt:
         raise Interrupted(_GOES_ON) from None

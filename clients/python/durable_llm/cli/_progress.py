@@ -22,6 +22,8 @@ class Progress(logging.Handler):
         self._quiet = quiet
         self._state = ""
         self._gave_way = False
+        self._said: set[str] = set()
+        """What was said of tries that have failed since the service last answered."""
         self._live: Any = None
         if not quiet and sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
             from rich.console import Console
@@ -69,10 +71,31 @@ class Progress(logging.Handler):
             self._live.stop()
         self._gave_way = True
 
+    def answered(self) -> None:
+        """Note that the service has answered: what breaks from here on is said again."""
+        self._said.clear()
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a line of the client's log."""
+        """Show what the client logs of a try that has failed, once until the service has answered."""
+        what, line = _in_words(record)
+        if what in self._said:
+            return
+        self._said.add(what)
         # The text may have left the cursor in the middle of a line.
-        say("\n" * self._gave_way + visible(record.getMessage()))
+        say("\n" * self._gave_way + visible(line))
+
+
+def _in_words(record: logging.LogRecord) -> tuple[str, str]:
+    """Return what has failed, and a line with what follows. gRPC's own errors are for developers."""
+    from durable_llm.errors import ApiError
+
+    match record.args:
+        case (ApiError(reason="") as error, then, _) if error.retry_delay is None:
+            what = "the service does not answer"
+            return what, f"{what}; {then} once it does"
+        case (error, *_):
+            return str(error), record.getMessage()
+    return record.msg, record.getMessage()
 
 
 def state_name(state: Any) -> str:

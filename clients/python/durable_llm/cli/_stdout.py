@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llm_pb.llm_pb2 import OutputDelta
 
 STDOUT: Final = 1
+_FOLDING_WIDTH: Final = 80
+"""Number of columns from which on a table folds what does not fit."""
 
 
 def write(text: str) -> None:
@@ -102,7 +104,11 @@ def write_json(message: "Message | dict[str, Any]") -> None:
 
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows: on a terminal as a table with a header, otherwise as fields separated by tabs, for scripts."""
+    """Write rows: on a terminal as a table with a header, otherwise as fields separated by tabs, for scripts.
+
+    A narrow window in which the table does not fit gets the first field of a row on a line of its own, whole, and the
+    others below it.
+    """
     if not on_terminal():
         for row in rows:
             write_line("\t".join(row))
@@ -111,15 +117,29 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    shown = [[visible(cell) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
+    for row in shown:
+        table.add_row(*map(Text, row))
     console = Console(file=sys.stdout, highlight=False)
+    # By itself the console measures no more than its width.
+    needed = console.measure(table, options=console.options.update(max_width=sys.maxsize)).maximum
     with console.capture() as captured:
-        console.print(table)
+        if console.width >= _FOLDING_WIDTH or needed <= console.width:
+            console.print(table)
+        else:
+            console.print(Text(_stacked(header), style="bold"), soft_wrap=True)
+            for row in shown:
+                console.print(Text(_stacked(row)), soft_wrap=True)
     write(captured.get())
+
+
+def _stacked(row: Sequence[str]) -> str:
+    """Return the lines of a row: its first field, and below it the others that are not empty."""
+    first, *others = row
+    return f"{first}\n  " + "  ".join(filter(None, others))
 
 
 def on_terminal() -> bool:
