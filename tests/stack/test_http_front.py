@@ -359,20 +359,35 @@ async def test_the_fronts_own_certificate_speaks_for_nobody(stack: Stack, tmp_pa
 
 
 async def test_a_stream_whose_credential_is_revoked_ends_with_the_reason(stack: Stack, tmp_path: Path) -> None:
+    """That of a job, and those of OpenAI's API, whose clients raise what they are sent."""
     keys = KeyFile(tmp_path / "keys.json")
     key = keys.add(SCOPES)
     gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_API_KEYS_FILE": str(keys.path)})
     await gateway.start()
     await gateway.wait_ready()
-    async with running_front(stack, HTTP_GATEWAY=stack.address(gateway.name)) as front:
+    async with (
+        running_front(stack, HTTP_GATEWAY=stack.address(gateway.name)) as front,
+        contextlib.AsyncExitStack() as opened,
+    ):
         front.client.headers["Authorization"] = f"Bearer {key}"
         job = {"user_id": "u", "request_id": "revoked", "model": "docstrings", "prompt": "x"}
         answer = await front.client.post("/jobs", json={**job, "params": {"max_tokens": 8000}})
         events = stream_of(front.client, answer.json()["workflow_id"])
         held = await until_text(events)
+        of_openai = []
+        for path, asked in (
+            ("/v1/completions", {"prompt": "x", "max_tokens": 8000}),
+            ("/v1/responses", {"input": "x", "max_output_tokens": 8000}),
+        ):
+            body = {"model": "docstrings", "stream": True, **asked}
+            of_openai.append(events_of(await opened.enter_async_context(front.client.stream("POST", path, json=body))))
+            await anext(of_openai[-1])
         keys.revoke(key)
         held += [event async for event in events]
+        completion, response = [[event async for event in stream][-1] for stream in of_openai]
     assert (held[-1].name, held[-1].json["status"]) == ("problem", 401)
+    assert completion.json["error"]["code"] == "credential_invalid"
+    assert (response.name, response.json["code"]) == ("error", "credential_invalid")
     await gateway.terminate()
 
 

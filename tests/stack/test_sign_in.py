@@ -266,8 +266,11 @@ async def test_a_revoked_key_ends_the_session(guarded: Guarded, browser: Browser
     assert await browser.signed_in()
     guarded.keys.revoke(guarded.revocable)
     await until_signed_out(browser)
-    # The way to sign in leads to the form, and not back to the page at once.
-    assert (await browser.get(SIGN_IN)).status_code == 200
+    # The way to sign in leads to the form, which says why once, and not back to the page at once.
+    shown = await browser.get(SIGN_IN)
+    assert shown.status_code == 200
+    assert "the gateway no longer takes its credential" in shown.text
+    assert "role=alert" not in (await browser.get(SIGN_IN)).text.replace('"', "")
 
 
 async def test_a_page_follows_a_job_with_the_key_of_its_session(

@@ -60,6 +60,7 @@ async def test_a_person_signs_in_by_keyboard_and_is_led_back(stack: Stack, brows
         await page.wait_for_selector("#jobs")
         keys.revoke(key)
         await page.wait_for_url("**/console/signin*")
+        assert "has expired or was revoked" in await page.text_content("[role=alert]")
     await gateway.terminate()
 
 

@@ -62,9 +62,11 @@ class SignIn:
         following, session = next_page.checked(request.query_params.get("next", "")), session_of(request)
         if await self._counts(session):
             return RedirectResponse(following, HTTPStatus.SEE_OTHER)
-        if session.credential:
-            change_session(request, Session())
-        return self._form(request, following)
+        if not session.credential:
+            return self._form(request, following)
+        change_session(request, Session())
+        words = "Your session has ended: the gateway no longer takes its credential, which has expired or was revoked."
+        return self._form(request, following, words, HTTPStatus.OK)
 
     async def sign_in(self, request: Request) -> Response:
         """Sign in with the key in the form."""
@@ -137,6 +139,7 @@ class SignIn:
             status if problem else HTTPStatus.OK,
             following=following,
             problem=problem,
+            invalid=bool(problem) and status is not HTTPStatus.OK,
             provider=self._oidc.name if self._oidc is not None else "",
         )
         if page.status_code == HTTPStatus.UNAUTHORIZED:
