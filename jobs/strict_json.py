@@ -2,12 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 from jobs.field_rules import Violation
 
 MAX_VALUES: Final = 20_000
 """Maximum number of values in an object: twice as many as the gateway takes in a request, and a moment to read."""
+_MAX_DEPTH: Final = 256
+"""Maximum depth of objects and lists: twice that of a JSON Schema, and far from what Python's own recursion takes."""
 _MAX_VIOLATIONS: Final = 100
 
 
@@ -28,7 +31,8 @@ def read_object(data: bytes) -> dict[str, Any]:
     """Return the JSON object that is the text.
 
     Raises RepeatedKeys for a key that an object has twice; NoObject for anything else than an object in UTF-8, for NaN
-    and Infinity, for a key with half a surrogate pair, and for more than MAX_VALUES values.
+    and Infinity, for a key with half a surrogate pair, for more than MAX_VALUES values, and for one that is nested too
+    deeply.
     """
     repeated: list[Violation] = []
 
@@ -64,8 +68,7 @@ def read_object(data: bytes) -> dict[str, Any]:
         raise RepeatedKeys(repeated[:_MAX_VIOLATIONS])
     if not isinstance(value, dict):
         raise NoObject("must be a JSON object")
-    if _count(value) > MAX_VALUES:
-        raise NoObject(f"holds more than {MAX_VALUES} values")
+    _require_bounded(value)
     return value
 
 
@@ -77,14 +80,18 @@ def _no_constant(name: str) -> NoReturn:
     raise _Constant(name)
 
 
-def _count(value: Any) -> int:
-    """Return the number of values, those of keys not counted; it may stop beyond the maximum."""
-    number, found = 0, [value]
-    while found and number <= MAX_VALUES:
-        number += 1
-        top = found.pop()
-        if isinstance(top, dict):
-            found.extend(top.values())
-        elif isinstance(top, list):
-            found.extend(top)
-    return number
+def _require_bounded(value: Any) -> None:
+    """Raise NoObject for too many values, those of keys not counted, and for too many levels."""
+    number, depth, level = 0, 0, [value]
+    while level:
+        number, depth = number + len(level), depth + 1
+        if number > MAX_VALUES:
+            raise NoObject(f"holds more than {MAX_VALUES} values")
+        if depth > _MAX_DEPTH:
+            # What json.loads still takes may be too deep for whoever walks the value.
+            raise NoObject("is nested too deeply")
+        level = [item for found in level if isinstance(found, dict | list) for item in _items(found)]
+
+
+def _items(found: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return found.values() if isinstance(found, dict) else found

@@ -13,6 +13,7 @@ from llm_pb import batch_pb2
 from openai_api.asked import MAX_METADATA, NOTE_LABEL
 from openai_api.endpoints import READERS
 from openai_api.errors import invalid, unsupported
+from openai_api.parameters import text_of
 
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
@@ -41,6 +42,7 @@ def read_batch(body: Mapping[str, Any]) -> batch_pb2.BatchRequest:
     for name, value in texts.items():
         if not isinstance(value, str) or not value:
             raise invalid(name, "is required: a text")
+        text_of(value, name)
     endpoint, window = str(texts["endpoint"]), str(texts["completion_window"])
     if endpoint not in READERS:
         raise invalid("endpoint", f"must be one of {', '.join(READERS)}")
@@ -56,11 +58,9 @@ def read_batch(body: Mapping[str, Any]) -> batch_pb2.BatchRequest:
     if not isinstance(metadata, dict) or len(metadata) > MAX_METADATA:
         raise invalid("metadata", f"must be an object of at most {MAX_METADATA} pairs")
     for key, value in metadata.items():
-        if not isinstance(value, str):
-            raise invalid(f"metadata.{key}", "must be a text")
         if key == NOTE_LABEL:
             raise invalid(f"metadata.{key}", "is reserved")
-        batch.labels[key] = value
+        batch.labels[key] = text_of(value, f"metadata.{key}")
     return batch
 
 

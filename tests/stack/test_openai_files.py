@@ -89,6 +89,12 @@ async def test_what_is_wrong_with_a_form_is_told(stack: Stack, http: httpx.Async
         ({"files": file, "data": {"purpose": "a b"}}, "purpose", 400),
         ({"files": file, "data": {**first, "unknown": "1"}}, "unknown", 400),
         ({"files": file, "data": {**first, "expires_after[seconds]": "-1"}}, "expires_after[seconds]", 400),
+        ({"files": file, "data": {**first, "expires_after[seconds]": "9" * 5000}}, "expires_after[seconds]", 400),
+        (
+            {"files": file, "data": {**first, "expires_after[seconds]": "000000000060" + "9" * 12}},
+            "expires_after[seconds]",
+            400,
+        ),
         ({"files": {"other": b"1"}, "data": first}, "file", 400),
         ({"json": first}, None, 415),
         ({"content": late, "headers": form}, None, 400),
@@ -107,7 +113,14 @@ async def test_what_is_wrong_with_a_form_is_told(stack: Stack, http: httpx.Async
     found = await http.get(f"/v1/files/{id_}/content")
     assert (found.content, found.headers["content-disposition"]) == (b"content", "attachment; filename*=UTF-8''a.txt")
     assert (await http.head(f"/v1/files/{id_}/content")).headers["content-length"] == "7"
-    for path in ("/v1/files?limit=0", "/v1/files?order=asc", "/v1/files?after=nothing"):
+    digits = "000000000001" + "9" * 5000
+    for path in (
+        "/v1/files?limit=0",
+        f"/v1/files?limit={digits}",
+        f"/v1/batches?limit={digits}",
+        "/v1/files?order=asc",
+        "/v1/files?after=nothing",
+    ):
         answer = await http.get(path)
         assert answer.status_code == 400
         await description.check(answer)

@@ -8,6 +8,7 @@ import pytest
 from jobs.field_rules import Violation
 from llm_pb import common_pb2, llm_pb2
 from openai_api.asked import Asked, tier_of
+from openai_api.batches import read_batch
 from openai_api.chat_request import read_chat_request, read_completion_request
 from openai_api.errors import InvalidBody
 from openai_api.responses_request import read_responses_request
@@ -32,6 +33,15 @@ def refused(endpoint: str, **parameters: Any) -> str:
     with pytest.raises(InvalidBody) as failure:
         read(endpoint, **parameters)
     return failure.value.violations[0].field
+
+
+@pytest.mark.parametrize("name", ["input_file_id", "metadata.team"])
+def test_half_a_surrogate_pair_is_no_text_of_a_batch(name: str) -> None:
+    body: dict[str, Any] = {"input_file_id": "f", "endpoint": PATHS["chat"], "completion_window": "24h"}
+    body |= {"input_file_id": "\ud800"} if name == "input_file_id" else {"metadata": {"team": "\ud800"}}
+    with pytest.raises(InvalidBody) as failure:
+        read_batch(body)
+    assert failure.value.violations[0].field == name
 
 
 def test_a_response_asks_for_a_job() -> None:

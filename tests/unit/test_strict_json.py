@@ -14,6 +14,8 @@ from jobs.strict_json import NoObject, read_object
         ('{"a": 1}'.encode("utf-16"), "is no UTF-8 from byte 0 on"),
         ('{"a": 1}'.encode("utf-32-le"), "is no JSON: "),
         (b'{"a": ' + b"[" * 100_000, "is nested too deeply"),
+        (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", "is nested too deeply"),
+        (b'{"a": [' + b"1," * 20_000 + b"1]}", "holds more than 20000 values"),
         (b'{"a": ' + b"9" * 5000 + b"}", "holds a number of too many digits"),
         (b'{"\\ud800": 1}', "has a key with half a surrogate pair"),
     ],

@@ -44,6 +44,7 @@ _MAX_LIMIT: Final = 10_000
 _DEFAULT_LIMIT: Final = 100
 _MAX_SCANNED: Final = 20_000
 _PAGE_SIZE: Final = 100
+_MAX_DIGITS: Final = 12
 
 
 class Files:
@@ -201,7 +202,7 @@ def _expire_time(fields: dict[str, str]) -> datetime | None:
     if fields.get(_ANCHOR, "created_at") != "created_at":
         raise invalid(_ANCHOR, "must be created_at")
     seconds = fields[_SECONDS]
-    if not (seconds.isascii() and seconds.isdigit() and 60 <= int(seconds[:12]) <= 10**9):
+    if not 60 <= _number(seconds) <= 10**9:
         raise invalid(_SECONDS, "must be a whole number of seconds, at least 60")
     return datetime.now(UTC) + timedelta(seconds=int(seconds))
 
@@ -215,6 +216,11 @@ def _id(request: Request) -> str:
 
 def limit_of(text: str, most: int) -> int:
     """Return the parameter `limit` of a list. Raises InvalidBody."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
+    if not 1 <= (limit := _number(text)) <= most:
         raise invalid("limit", f"must be 1 to {most}")
-    return int(text)
+    return limit
+
+
+def _number(text: str) -> int:
+    """Return the whole number of a text; -1 for another text, and for one of more than 12 digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else -1
