@@ -15,6 +15,7 @@ from temporalio.client import Client as TemporalClient
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.batch_errors import BatchNotFound
+from durable_llm.cli._exits import Exit
 from durable_llm.errors import InvalidRequest
 from llm_pb import batch_pb2
 from tests.stack.test_openai import openai_client as connected
@@ -82,6 +83,9 @@ async def test_the_command_runs_a_batch_and_comes_back_to_it(
         assert ended.status == 1, ended.errors
         assert "1 of 40 lines have failed" in ended.errors
         assert "39 succeeded" in ended.errors
+        for place in (short, tmp_path / "no folder" / "out"):
+            refused = await cli(stack, "batch", "run", str(short), str(place))
+            assert (refused.status, str(place) in refused.errors) == (Exit.USAGE, True), refused.errors
         assert (await cli(stack, "batch", "run", str(short), str(of_short))).status == 0
         assert stale.read_bytes() == b""
         began = len(engine.attempts)

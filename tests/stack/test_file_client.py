@@ -61,6 +61,16 @@ async def test_a_content_of_each_kind_goes_up_and_comes_back(client: AsyncClient
         await client.files.get(file.ref.file_id)
 
 
+async def test_a_pipe_is_written_to_and_not_replaced(client: AsyncClient, tmp_path: Path) -> None:
+    file = await client.files.upload(sent := content(MIB), user_id="alice")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = asyncio.create_task(asyncio.to_thread(pipe.read_bytes))
+    assert await client.files.download(file.ref.file_id, pipe) == file
+    assert await reading == sent
+    assert pipe.is_fifo()
+
+
 async def test_a_refusal_is_told_while_data_are_sent(client: AsyncClient) -> None:
     await client.files.upload(b"content", user_id="bob", request_id="one")
     again = await client.files.upload(b"content", user_id="bob", request_id="one")

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from durable_llm._file_stub import RetryingFileStub
 from durable_llm._upload_source import StreamSource, UploadSource, open_source
@@ -73,19 +73,19 @@ class AsyncFiles:
     async def download(self, file_id: str, path: str | os.PathLike[str]) -> file_pb2.File:
         """Write a file to a path, in place of what is there, and return it. The path is whole or unchanged.
 
-        Raises ApiError; ContentMismatch when what came is not the file; OSError when it cannot be written.
+        A pipe or a device gets the content as it comes. Raises ApiError; ContentMismatch when what came is not the
+        file; OSError when it cannot be written.
         """
-        file = await self.get(file_id)
-        target, sha256 = Path(path), hashlib.sha256()
+        file, target = await self.get(file_id), Path(path)
+        if await to_thread(lambda: target.exists() and not target.is_file()):
+            # A file in its place would be the end of /dev/null.
+            with await to_thread(open, target, "wb") as written:
+                await self._write(file, written)
+            return file
         handle, name = await to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "wb") as written:
-                async with aclosing(self.content(file_id)) as pieces:
-                    async for piece in pieces:
-                        sha256.update(piece)
-                        await to_thread(written.write, piece)
-            if sha256.digest() != file.ref.sha256:
-                raise ContentMismatch(f"what came of {file_id} is not what the service has")
+                await self._write(file, written)
             # As a new file would have: that of mkstemp is the owner's alone.
             umask = os.umask(0)
             os.umask(umask)
@@ -95,6 +95,16 @@ class AsyncFiles:
             await to_thread(Path(name).unlink, missing_ok=True)
             raise
         return file
+
+    async def _write(self, file: file_pb2.File, target: IO[bytes]) -> None:
+        """Write the content of a file. Raises ApiError, OSError; ContentMismatch for another content, at the end."""
+        sha256 = hashlib.sha256()
+        async with aclosing(self.content(file.ref.file_id)) as pieces:
+            async for piece in pieces:
+                sha256.update(piece)
+                await to_thread(target.write, piece)
+        if sha256.digest() != file.ref.sha256:
+            raise ContentMismatch(f"what came of {file.ref.file_id} is not what the service has")
 
     async def get(self, file_id: str) -> file_pb2.File:
         """Return a file without its content. Raises ApiError."""

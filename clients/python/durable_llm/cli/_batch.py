@@ -11,7 +11,7 @@ import click
 from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
-from durable_llm.cli._interrupts import interruptible
+from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
 from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, connection_options, json_option
@@ -75,6 +75,7 @@ def run(
         "notify": [target_of(target) for target in notify],
     }
     errors = errors or f"{output}.errors"
+    _require_places(lines, output, errors)
     come_back = "The upload has ended. The same command goes on with it."
     try:
         with connection.connect() as client, interruptible():
@@ -180,11 +181,13 @@ def results(connection: Connection, *, batch_id: str, cursor: str, show_cursor: 
             contextlib.closing(client.batches.results(batch_id, cursor)) as messages,
         ):
             for message in messages:
-                for item in message.items:
-                    write_json(item)
-                cursor = message.cursor
-                if show_cursor:
-                    say(cursor)
+                # Between the items and their cursor there is no Ctrl-C: the one that is shown continues after them.
+                with held():
+                    for item in message.items:
+                        write_json(item)
+                    cursor = message.cursor
+                    if show_cursor:
+                        say(cursor)
     except KeyboardInterrupt:
         more = f" --cursor {cursor}" if cursor else ""
         raise Interrupted(f"The batch goes on: durable-llm batch results {batch_id}{more}") from None
@@ -204,6 +207,19 @@ def cancel(connection: Connection, *, batch_ids: tuple[str, ...], reason: str, a
             lambda status: _state_name(status) if status.HasField("end_time") else "",
             as_json=as_json,
         )
+
+
+def _require_places(lines: str, output: str, errors: str) -> None:
+    """Raise a usage error for files that could not be written once the batch has ended, or would replace another."""
+    for name, path in (("OUTPUT", output), ("--errors", errors)):
+        folder = os.path.dirname(path) or "."
+        replaced = os.path.isfile(path) or not os.path.exists(path)
+        if os.path.isdir(path) or (replaced and not (os.path.isdir(folder) and os.access(folder, os.W_OK))):
+            raise click.UsageError(f"{name}: no file can be written at {path}")
+        if os.path.exists(path) and os.path.samefile(path, lines):
+            raise click.UsageError(f"{name}: {path} is the file with the lines, which it would replace")
+    if os.path.realpath(output) == os.path.realpath(errors):
+        raise click.UsageError("--errors: must be another file than OUTPUT")
 
 
 class _Bar:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_llm._enums import name_of
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
-from durable_llm.cli._interrupts import interruptible
+from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._stdout import on_terminal, write, write_json
 from durable_llm.cli._text import say, visible
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from durable_llm import Client
-    from llm_pb.pipeline_pb2 import PipelineStatus, StepDelta, StepStatus
+    from llm_pb.pipeline_pb2 import PipelineStatus, StepDelta, StepStatus, StreamPipelineResponse
 
 _ENDINGS = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 _BY_STATE = {"CANCELLED": Exit.CANCELLED, "TIMED_OUT": Exit.TIMED_OUT, "FAILED": Exit.FAILED}
@@ -38,33 +38,40 @@ def follow_pipeline(
     status: PipelineStatus | None = None
     outputs = _Outputs()
     said: dict[str, str] = {}
+
+    def show(message: "StreamPipelineResponse") -> None:
+        if as_json:
+            write_json(as_fields(message))
+            return
+        for step in message.steps:
+            line = visible(described(step, step.path))
+            # A step may have changed in what the line does not show.
+            if not quiet and said.get(step.path) != line:
+                said[step.path] = line
+                say(line)
+        if message.HasField("delta"):
+            outputs.add(message.delta)
+        if message.HasField("result"):
+            outputs.close()
+            write_json(as_fields(message.result.value))
+
     try:
         with (
             interruptible(),
             contextlib.closing(client.pipelines.watch(pipeline_id, follow, cursor)) as messages,
         ):
             for message in messages:
-                cursor = message.cursor or cursor
                 if message.HasField("status"):
                     status = message.status
-                if as_json:
-                    write_json(as_fields(message))
-                    continue
-                for step in message.steps:
-                    line = visible(described(step, step.path))
-                    # A step may have changed in what the line does not show.
-                    if not quiet and said.get(step.path) != line:
-                        said[step.path] = line
-                        say(line)
-                if message.HasField("delta"):
-                    outputs.add(message.delta)
-                if message.HasField("result"):
-                    outputs.close()
-                    write_json(as_fields(message.result.value))
+                # Between what was printed and its cursor there is no Ctrl-C: the one that is shown continues after it.
+                with held():
+                    show(message)
+                    cursor = message.cursor or cursor
             if images is not None:
                 outputs.close()
                 _download_images(client, pipeline_id, Path(images))
     except KeyboardInterrupt:
+        outputs.close()
         more = "".join(f" --follow '{pattern}'" for pattern in follow) + (f" --cursor {cursor}" if cursor else "")
         raise Interrupted(f"The pipeline goes on: durable-llm pipeline watch {pipeline_id}{more}") from None
     outputs.close()

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from durable_llm.cli._connection import Connection
-from durable_llm.cli._exits import CommandError
+from durable_llm.cli._exits import CommandError, Interrupted
 from durable_llm.cli._follow_pipeline import as_fields, described, error_of, follow_pipeline, state_of
+from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, WholeNumber, connection_options, json_option
@@ -82,13 +84,23 @@ def run(
         **spec_of(name, spec if file is None else file.read()),
         "user_id": user_of(user, connection.settings),
         "project_id": project_id or "",
-        "request_id": request_id,
+        "request_id": request_id or uuid.uuid4().hex,
         "job_class": job_class,
         "total_timeout": timeout,
         "budget": {"output_tokens": output_tokens} if output_tokens else None,
     }
+    again = f"It may have been accepted. Run it again with --request-id {fields['request_id']} to find it."
+    from durable_llm.errors import Unavailable
+
     with connection.connect() as client:
-        started = client.pipelines.submit(**{key: value for key, value in fields.items() if value is not None})
+        try:
+            with interruptible():
+                started = client.pipelines.submit(**{key: value for key, value in fields.items() if value is not None})
+        except KeyboardInterrupt:
+            raise Interrupted(again) from None
+        except Unavailable:
+            say(again)
+            raise
         if detach:
             write_line(started.pipeline_id)
             return
