@@ -107,6 +107,8 @@ async def test_no_value_of_an_option_is_a_traceback(cli: Cli) -> None:
     ("arguments", "says"),
     [
         (("ls", "--limit", HUGE), "--limit"),
+        (("schedules", "ls", "--limit", HUGE), "--limit"),
+        (("chat", "--file", "/nowhere/talk.json", "--model", "x"), "--file"),
         (("submit", "x", "--max-tokens", HUGE), "--max-tokens"),
         (("submit", "x", "--seed", HUGE), "--seed"),
         (("submit", "x", "--timeout", f"{HUGE}d"), "--timeout"),

@@ -90,12 +90,17 @@ class Conversation:
     """The messages of a conversation and the job that answers the last one, in a file if there is one."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file, which need not exist. Raises CommandError for one that holds something else."""
+        """Read the file, which need not exist. Raises CommandError for one that holds something else, or cannot be."""
         self.path = path
         self.messages: list[dict[str, str]] = []
         self.open_job = ""
         """Id of the job that answers the last message. Empty: the model has answered, or nobody has asked."""
-        if path is None or not path.exists():
+        if path is None:
+            return
+        if not os.access(path.parent, os.W_OK):
+            # No answer must be lost because of that.
+            raise CommandError(f"--file: no file can be written at {path}")
+        if not path.exists():
             return
         try:
             kept = json.loads(path.read_bytes())

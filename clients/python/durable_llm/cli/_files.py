@@ -14,6 +14,7 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
+from durable_llm.cli._listing import limit_option
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option
 from durable_llm.cli._stdout import write_bytes, write_json, write_line, write_table
 from durable_llm.cli._text import age
@@ -94,9 +95,7 @@ def get(connection: Connection, *, file_id: str, path: str) -> None:
 @files.command()
 @click.option("--user", "user_id", type=NAME, help="Only files of this user.")
 @click.option("--purpose", default="", help="Only files with this purpose.")
-@click.option(
-    "-n", "--limit", type=click.IntRange(min=0, max=1_000_000_000), default=20, show_default=True, help="0: all."
-)
+@limit_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
 @json_option
 @connection_options

@@ -9,6 +9,7 @@ import click
 from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._jobs_to_submit import content_of, job_for, user_of
+from durable_llm.cli._listing import limit_option
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option, sampling_options
 from durable_llm.cli._pipelines import spec_of
 from durable_llm.cli._progress import state_name
@@ -108,7 +109,7 @@ def create(
 
 @schedules.command()
 @click.option("--user", "user_id", type=NAME, help="Only schedules of this user.")
-@click.option("-n", "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Number; 0: all.")
+@limit_option
 @json_option
 @connection_options
 def ls(connection: Connection, *, user_id: str | None, limit: int, as_json: bool) -> None:
