@@ -234,6 +234,8 @@ PATCH_LEASES: Final = "leases-budgets"
 PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
 # It leases nothing either to one that has released its slot while the ledger checked the slots for the lease.
 PATCH_CHECKED_LEASES: Final = "batches-released-in-a-check-lease-nothing"
+# A ledger tells the reservations of a pipeline apart that is submitted again.
+PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 # A ledger counts a file although one of its id is gone that seems later: the clocks of gateways differ.
 PATCH_SKEWED_FILES: Final = "counts-files-of-skewed-clocks"
 # A trained model is removed with its last version.

@@ -1167,12 +1167,15 @@ class LedgerSlot(_message.Message):
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     SETTLED_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the job."""
     output_tokens: _builtins.int
     """Number of output tokens that are reserved for the job: the maximum that it may generate, beyond settled_tokens."""
     settled_tokens: _builtins.int
     """Number of output tokens of the job that count as used already. 0 for a job that leases none."""
+    reservation: _builtins.int
+    """As in ReserveRequest.reservations. A job may have several: together they are one slot."""
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When the slot was last reserved: a repeated Submit reserves the slot of its job again."""
@@ -1184,10 +1187,11 @@ class LedgerSlot(_message.Message):
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
         output_tokens: _builtins.int = ...,
         settled_tokens: _builtins.int = ...,
+        reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "settled_tokens", b"settled_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reservation", b"reservation", "reserve_time", b"reserve_time", "settled_tokens", b"settled_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1203,6 +1207,7 @@ class ReserveRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """Maximum number of slots in use, as the gateway's settings have it now. Slots beyond it are kept."""
     output_tokens_limit: _builtins.int
@@ -1215,6 +1220,13 @@ class ReserveRequest(_message.Message):
     def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of output tokens to reserve for each of workflow_ids, in their order. Empty: none."""
 
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What tells the reservations of one workflow id apart, in the order of workflow_ids. A pipeline that has failed may be submitted again
+        under its id: its reservation is the create_time of its options, in nanoseconds since 1970. 0 for what is started once. Empty: 0 for
+        each.
+        """
+
     def __init__(
         self,
         *,
@@ -1222,10 +1234,11 @@ class ReserveRequest(_message.Message):
         limit: _builtins.int = ...,
         output_tokens: _abc.Iterable[_builtins.int] | None = ...,
         output_tokens_limit: _builtins.int | None = ...,
+        reservations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "reservations", b"reservations", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
     _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
@@ -1284,6 +1297,7 @@ class LeaseRequest(_message.Message):
     WANTED_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the batch. Without a slot it gets one."""
     used_tokens: _builtins.int
@@ -1298,6 +1312,8 @@ class LeaseRequest(_message.Message):
     """As in ReserveRequest. In the input of the activity as the batch has it: a gateway that knows another one replaces it."""
     alone: _builtins.bool
     """Whether nothing of the batch runs: all that it holds is for the item that lacks tokens."""
+    reservation: _builtins.int
+    """As in ReserveRequest.reservations: that of the run which leases."""
     def __init__(
         self,
         *,
@@ -1308,10 +1324,11 @@ class LeaseRequest(_message.Message):
         wanted_tokens: _builtins.int = ...,
         output_tokens_limit: _builtins.int | None = ...,
         alone: _builtins.bool = ...,
+        reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "alone", b"alone", "held_tokens", b"held_tokens", "least_tokens", b"least_tokens", "output_tokens_limit", b"output_tokens_limit", "used_tokens", b"used_tokens", "wanted_tokens", b"wanted_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "alone", b"alone", "held_tokens", b"held_tokens", "least_tokens", b"least_tokens", "output_tokens_limit", b"output_tokens_limit", "reservation", b"reservation", "used_tokens", b"used_tokens", "wanted_tokens", b"wanted_tokens", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
     _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
@@ -1483,6 +1500,7 @@ class ReleaseRequest(_message.Message):
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of jobs whose outcome is settled. Those without a slot are ignored."""
@@ -1493,15 +1511,22 @@ class ReleaseRequest(_message.Message):
         has used what is reserved for it.
         """
 
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which reservation each of workflow_ids releases, in their order, as in ReserveRequest. Others of the same workflow id are kept, and
+        with them the slot. 0: all of the workflow id. Empty: 0 for each.
+        """
+
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
         output_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        reservations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reservations", b"reservations", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1540,6 +1565,7 @@ class FindEndedJobsResponse(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs that are closed."""
@@ -1552,16 +1578,21 @@ class FindEndedJobsResponse(_message.Message):
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of which Temporal knows no job: none has been started, or it is past its retention."""
 
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The reservation of each of `ended`, in their order, as in ReserveRequest. 0 for what is started once, and where it is not known."""
+
     def __init__(
         self,
         *,
         ended: _abc.Iterable[_builtins.str] | None = ...,
         output_tokens: _abc.Iterable[_builtins.int] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
+        reservations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing", "output_tokens", b"output_tokens", "reservations", b"reservations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3084,16 +3115,24 @@ class RemoveFileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREFIX_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """As in FileRecord."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the file was created: its tenant's quotas count it no more. Unset, from workflow workers of earlier versions: they count it until
+        Temporal lists it no more.
+        """
+
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

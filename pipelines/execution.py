@@ -56,6 +56,8 @@ class Execution:
         self.id = info.workflow_id
         self.pipeline = run.pipeline
         self.options = run.options
+        self.reservation = run.options.create_time.ToNanoseconds()
+        """As in ReserveRequest.reservations."""
         hashes = run.options.hashes
         self.hash_: Hash | None = (lambda name, _: hashes.get(name, "")) if hashes else None
         """The hash of search attributes, where they are hashed."""

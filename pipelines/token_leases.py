@@ -28,6 +28,7 @@ class TokenLeases:
         """`used` returns what the jobs that have ended have used; `lease` asks the ledger."""
         self._lease_of = lease
         self._id = pipeline_id
+        self._reservation = options.create_time.ToNanoseconds()
         self._a_day = options.leased_a_day if options.HasField("leased_a_day") else None
         self._used = used
         self._held: dict[str, int] = {}
@@ -58,6 +59,7 @@ class TokenLeases:
                 wanted_tokens=tokens,
                 output_tokens_limit=self._a_day,
                 alone=not self._held,
+                reservation=self._reservation,
             )
 
         if (await self._lease_of(request)).never:

@@ -252,7 +252,7 @@ class LLMPipelineWorkflow:
         used = status.root.usage.output_tokens - self._execution.recalled_tokens
         forgetting = workflow.execute_local_activity(
             activities.forget_feed,
-            args=("", options.ledger, used, workflow.memo_value(names.MEMO_WAITER, "")),
+            args=("", options.ledger, used, workflow.memo_value(names.MEMO_WAITER, ""), self._execution.reservation),
             start_to_close_timeout=_LOCAL,
             retry_policy=_ONCE,
         )

@@ -40,11 +40,13 @@ async def recover_output(feed_key: str = "", max_output_bytes: int = 0, max_inli
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-async def forget_feed(feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "") -> None:
+async def forget_feed(
+    feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "", reservation: int = 0
+) -> None:
     """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger;
     signal the workflow that waits for the job.
 
-    `output_tokens` is what the job has used.
+    `output_tokens` is what the job has used, `reservation` as in ReserveRequest.reservations.
 
     `feed_key` is that of the RunRequest.
     """

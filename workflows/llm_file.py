@@ -70,7 +70,10 @@ class LLMFileWorkflow:
         self._forget()
         await workflow.execute_activity(
             activities.remove_file,
-            internal_pb2.RemoveFileRequest(prefix=self._record.prefix),
+            internal_pb2.RemoveFileRequest(
+                prefix=self._record.prefix,
+                create_time=self._file.create_time if self._file.HasField("create_time") else None,
+            ),
             start_to_close_timeout=_REMOVE_TIMEOUT,
             retry_policy=_REMOVE_RETRIES,
         )

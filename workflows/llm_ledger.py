@@ -9,20 +9,21 @@ the update Lease. With each lease it tells what it has used, which counts from t
 
 A ledger of files holds no slots: see workflows.counted_files.
 
-A slot is bound to the job's workflow id, so that a job never holds two. Only the end of its job frees a slot: nobody
-who has reserved one can know that no other gateway is about to start the same job. A slot whose job cannot release it
-is found by a check, which asks Temporal about the jobs that were asked about longest ago:
+A slot is bound to the job's workflow id, so that a job never holds two: see workflows.ledger_slots. Only the end of its
+job frees a slot: nobody who has reserved one can know that no other gateway is about to start the same job. A check
+finds a slot whose job cannot release it. It asks Temporal about the jobs that were asked about longest ago:
 
 - The job was terminated, deleted, or ended by Temporal with its total time: it is closed or unknown.
-- The gateway died between reservation and start: the job is unknown, and its reservation is older than any start under
-  way.
+- The gateway died between reservation and start: the job is unknown, or it is a pipeline's earlier run that is closed,
+  and the reservation is older than any start under way.
 
 A check runs when a Reserve would be refused, and now and then. A Reserve that is refused without one costs no event,
 because the update's validator refuses it.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -37,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import activities
 from workflows.counted_files import CountedFiles
+from workflows.ledger_slots import Slot, Slots
 
 _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
@@ -47,20 +49,8 @@ _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
 _LEAST_LEASES: Final = 4
 """Number of leases that are left for others where a batch could use all."""
-_MAX_RELEASED: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INPUT: Final = "Reserve takes one ReserveRequest"
-
-
-class Slot(NamedTuple):
-    """The slot of a job."""
-
-    reserved_at: datetime
-    """When it was last reserved."""
-    output_tokens: int
-    """Number of output tokens that are reserved for the job."""
-    settled: int = 0
-    """Number of its output tokens that count as used already."""
 
 
 @workflow.defn(name=names.LEDGER_WORKFLOW_TYPE)
@@ -80,15 +70,9 @@ class LLMLedgerWorkflow:
                 if state.HasField(name):
                     getattr(self._settings, name).CopyFrom(getattr(state, name))
             self._settings.max_updates = state.max_updates or _MAX_UPDATES
-        self._slots = {
-            slot.workflow_id: Slot(slot.reserve_time.ToDatetime(UTC), slot.output_tokens, slot.settled_tokens)
-            for slot in (state.slots if state else ())
-        }
-        """The slot of each job. The job that was checked longest ago comes first."""
+        self._slots = Slots(state)
         self._day, self._used_tokens = (state.day, state.used_tokens) if state else (0, 0)
         self._files = CountedFiles(state.files, state.files_version) if state else CountedFiles()
-        self._released: dict[str, None] = {}
-        """The batches and pipelines that have released their slots last in this run."""
         self._updates = 0
         self._next_check = workflow.now()
 
@@ -115,12 +99,10 @@ class LLMLedgerWorkflow:
         if self._refusals(request) and self._check_is_due():
             await self._check()
         refusals = self._refusals(request)
-        for id_, tokens in _asked(request):
+        numbers = _numbers(request.workflow_ids, request.reservations)
+        for (id_, tokens), number in zip(_asked(request), numbers, strict=False):
             if id_ not in refusals:
-                # A repeated Submit reserves the tokens that the job has already.
-                slot = self._slots.get(id_, Slot(workflow.now(), tokens))
-                self._slots[id_] = slot._replace(reserved_at=workflow.now())
-                self._released.pop(id_, None)
+                self._slots.reserve(id_, number, tokens, workflow.now())
         return internal_pb2.ReserveResponse(
             refused=refusals,
             refused_by_reserved_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_RESERVED],
@@ -149,20 +131,21 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError("Lease takes one LeaseRequest")
         self._updates += 1
-        if request.workflow_id in self._released and workflow.patched(names.PATCH_RELEASED_LEASES):
+        id_ = request.workflow_id
+        (number,) = _numbers([id_], [request.reservation])
+        if self._slots.was_released(id_, number) and workflow.patched(names.PATCH_RELEASED_LEASES):
             # It has ended while this was under way, and nothing would free a slot soon.
             return internal_pb2.LeaseResponse()
-        if not self._lease_of(request) and self._check_is_due():
+        if not self._lease_of(request, number) and self._check_is_due():
             await self._check()
-            if request.workflow_id in self._released and workflow.patched(names.PATCH_CHECKED_LEASES):
+            if self._slots.was_released(id_, number) and workflow.patched(names.PATCH_CHECKED_LEASES):
                 return internal_pb2.LeaseResponse()
-        id_ = request.workflow_id
-        slot = self._slots.get(id_, Slot(workflow.now(), 0, request.used_tokens))
+        slot = self._slots.get(id_, number) or Slot(workflow.now(), 0, request.used_tokens)
         self._count(max(request.used_tokens - slot.settled, 0))
         settled = max(request.used_tokens, slot.settled)
-        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens, settled)
-        leased = self._lease_of(request)
-        self._slots[id_] = Slot(slot.reserved_at, request.held_tokens + leased, settled)
+        self._slots.put(id_, number, Slot(slot.reserved_at, request.held_tokens, settled))
+        leased = self._lease_of(request, number)
+        self._slots.put(id_, number, Slot(slot.reserved_at, request.held_tokens + leased, settled))
         never = (
             not leased and request.alone and request.held_tokens + request.least_tokens > request.output_tokens_limit
         )
@@ -190,12 +173,11 @@ class LLMLedgerWorkflow:
         """Free the slots of jobs, and count what they have used."""
         if request is not None:
             known = len(request.output_tokens) == len(request.workflow_ids)
-            for index, id_ in enumerate(request.workflow_ids):
-                self._free(id_, request.output_tokens[index] if known else None)
+            for index, number in enumerate(_numbers(request.workflow_ids, request.reservations)):
+                id_ = request.workflow_ids[index]
+                self._count(self._slots.free(id_, number, request.output_tokens[index] if known else None))
                 if is_batch(id_) or is_pipeline(id_):
-                    self._released[id_] = None
-                    if len(self._released) > _MAX_RELEASED:
-                        del self._released[next(iter(self._released))]
+                    self._slots.note_release(id_, number)
 
     @workflow.query(name=names.QUERY_GET_LEDGER)
     def get_ledger(self) -> internal_pb2.LedgerState:
@@ -212,7 +194,7 @@ class LLMLedgerWorkflow:
         """Return the slots and tokens in use, as numbers."""
         return internal_pb2.LedgerUsage(
             slots=len(self._slots),
-            reserved_tokens=self._reserved_tokens(),
+            reserved_tokens=self._slots.reserved_tokens(),
             day=self._day,
             used_tokens=self._used_tokens,
         )
@@ -220,7 +202,7 @@ class LLMLedgerWorkflow:
     def _refusals(self, request: internal_pb2.ReserveRequest) -> dict[str, str]:
         """Return the jobs that cannot get a slot now, and for each the type of error that says why. Changes nothing."""
         refusals: dict[str, str] = {}
-        given, reserved = {*self._slots}, self._reserved_tokens()
+        given, reserved = {*self._slots}, self._slots.reserved_tokens()
         used = self._used_tokens if self._day == _today() else 0
         for id_, tokens in _asked(request):
             if id_ in given:
@@ -235,27 +217,18 @@ class LLMLedgerWorkflow:
                 reserved += tokens
         return refusals
 
-    def _lease_of(self, request: internal_pb2.LeaseRequest) -> int:
+    def _lease_of(self, request: internal_pb2.LeaseRequest, number: int) -> int:
         """Return how many tokens there are for a batch now, beyond what it holds. Changes nothing."""
         if not request.HasField("output_tokens_limit"):
             return request.wanted_tokens
-        slot = self._slots.get(request.workflow_id, Slot(workflow.now(), 0, request.used_tokens))
+        slot = self._slots.get(request.workflow_id, number) or Slot(workflow.now(), 0, request.used_tokens)
         used = self._used_tokens if self._day == _today() else 0
         used += max(request.used_tokens - slot.settled, 0)
-        others = self._reserved_tokens() - slot.output_tokens
+        others = self._slots.reserved_tokens() - slot.output_tokens
         free = request.output_tokens_limit - used - others - request.held_tokens
         if free < request.least_tokens:
             return 0
         return min(max(request.least_tokens, free // _LEAST_LEASES), max(request.wanted_tokens, request.least_tokens))
-
-    def _reserved_tokens(self) -> int:
-        return sum(slot.output_tokens for slot in self._slots.values())
-
-    def _free(self, id_: str, used_tokens: int | None) -> None:
-        """Free the slot of a job that has used so many output tokens; None: it has used all that are reserved."""
-        if (slot := self._slots.pop(id_, None)) is None:
-            return
-        self._count(slot.output_tokens if used_tokens is None else max(used_tokens - slot.settled, 0))
 
     def _count(self, tokens: int) -> None:
         """Count tokens as used today."""
@@ -284,13 +257,14 @@ class LLMLedgerWorkflow:
         no_start_since = now - self._settings.start_timeout.ToTimedelta()
         for index, id_ in enumerate(found.ended):
             used = found.output_tokens[index] if index < len(found.output_tokens) else -1
-            self._free(id_, None if used < 0 else used)
+            number = found.reservations[index] if index < len(found.reservations) else 0
+            self._count(self._slots.free(id_, number, None if used < 0 else used))
+            # A pipeline that has ended may be about to start again.
+            self._slots.free_unstarted(id_, no_start_since)
         for id_ in found.missing:
-            if id_ in self._slots and self._slots[id_].reserved_at <= no_start_since:
-                self._free(id_, 0)
+            self._slots.free_unstarted(id_, no_start_since)
         for id_ in checked:
-            if (slot := self._slots.pop(id_, None)) is not None:
-                self._slots[id_] = slot
+            self._slots.move_to_end(id_)
 
     def _too_long(self) -> bool:
         """Return whether to continue in a new run."""
@@ -300,9 +274,7 @@ class LLMLedgerWorkflow:
         state = internal_pb2.LedgerState()
         state.CopyFrom(self._settings)
         state.day, state.used_tokens = self._day, self._used_tokens
-        for id_, slot in self._slots.items():
-            kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens, settled_tokens=slot.settled)
-            kept.reserve_time.FromDatetime(slot.reserved_at)
+        self._slots.save(state)
         self._files.save(state)
         return state
 
@@ -311,6 +283,13 @@ def _asked(request: internal_pb2.ReserveRequest) -> list[tuple[str, int]]:
     """Return the jobs of a request, each with the output tokens to reserve."""
     tokens = [*request.output_tokens] or [0] * len(request.workflow_ids)
     return list(zip(request.workflow_ids, tokens, strict=False))
+
+
+def _numbers(ids: Sequence[str], reservations: Sequence[int]) -> Sequence[int]:
+    """Return the reservation of each id; 0 where its sender, or the version that this run began with, knows none."""
+    if any(reservations) and len(reservations) == len(ids) and workflow.patched(names.PATCH_RESERVATIONS):
+        return reservations
+    return [0] * len(ids)
 
 
 def _today() -> int:

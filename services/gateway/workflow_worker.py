@@ -107,17 +107,20 @@ class LocalActivities:
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(self, feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "") -> None:
+    async def forget_feed(
+        self, feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "", reservation: int = 0
+    ) -> None:
         """Notify the job's watchers at all gateways that it is about to end, then remove its feed.
 
         `feed_key` is that of the RunRequest. `ledger` is the ledger that holds a slot for the job, which is released;
-        the job has used `output_tokens`. It is released here because a local activity of its own would cost each job
-        an event, and because a job whose outcome is settled uses no GPU any more. `waiter` is the workflow that waits
-        for the job. It is signalled, and finds out by itself if it is not.
+        the job has used `output_tokens`, and `reservation` is as in ReserveRequest.reservations. It is released here
+        because a local activity of its own would cost each job an event, and because a job whose outcome is settled
+        uses no GPU any more. `waiter` is the workflow that waits for the job. It is signalled, and finds out by itself
+        if it is not.
         """
         job_id = activity.info().workflow_id
         if ledger and job_id:
-            await self._releases.release(ledger, job_id, output_tokens)
+            await self._releases.release(ledger, job_id, output_tokens, reservation)
         if waiter:
             await signal_settled(self._client, waiter)
         key, feed = _key_of(feed_key), self._feed_of_tenant()
@@ -215,7 +218,6 @@ def workflow_worker(
     store: Store | None = None,
 ) -> Worker:
     """Return the worker for the queue of workflows."""
-    files = FileRemoval(store)
     batches = _batch_activities(client, feed, settings, encryption, store)
     local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
@@ -243,12 +245,8 @@ def workflow_worker(
     )
     in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, Runs(client), has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
-    texts = PipelineTexts(
-        file_reader,
-        produced,
-        FileQuotas(client, settings.workflow_queue, file_reader, settings.tenants, metrics),
-        store,
-    )
+    file_quotas = FileQuotas(client, settings.workflow_queue, file_reader, settings.tenants, metrics)
+    texts, files = PipelineTexts(file_reader, produced, file_quotas, store), FileRemoval(store, file_quotas)
     steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
     owned = OwnedDeletion(client, encryption)
     worker = Worker(

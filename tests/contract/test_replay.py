@@ -33,6 +33,7 @@ from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
 from workflows.counted_files import CountedFiles
+from workflows.ledger_slots import Slots
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
@@ -176,6 +177,28 @@ async def test_a_ledger_skips_no_deletion_in_a_replay_that_it_has_counted(monkey
     earlier = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
     await replayer(LLMLedgerWorkflow, runner=UnsandboxedWorkflowRunner()).replay_workflow(earlier)
     assert [answer.version for answer in answers] == [2]
+
+
+async def test_a_ledger_tells_reservations_apart_only_in_a_run_that_did_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version has freed the slot that another reservation holds. A replay that kept it would check it."""
+    path = HISTORIES / "ledger.v8.json"
+    history = json.loads(path.read_text())
+    reserve = internal_pb2.ReserveRequest(workflow_ids=["a"], limit=2, reservations=[1])
+    release = internal_pb2.ReleaseRequest(workflow_ids=["a", "c"], reservations=[2, 0])
+    update = history["events"][7]["workflowExecutionUpdateAcceptedEventAttributes"]["acceptedRequest"]["input"]
+    update["args"]["payloads"] = [json_of(reserve)]
+    signal = history["events"][22]["workflowExecutionSignaledEventAttributes"]["input"]
+    signal["payloads"] = [json_of(release)]
+    freed, free = list[tuple[str, int]](), Slots.free
+
+    def recorded_free(self: Slots, id_: str, reservation: int, used_tokens: int | None) -> int:
+        freed.append((id_, reservation))
+        return free(self, id_, reservation, used_tokens)
+
+    monkeypatch.setattr(Slots, "free", recorded_free)
+    earlier = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
+    await replayer(LLMLedgerWorkflow, runner=UnsandboxedWorkflowRunner()).replay_workflow(earlier)
+    assert freed == [("a", 0), ("c", 0)]
 
 
 def json_of(message: Message) -> Any:

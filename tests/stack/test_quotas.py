@@ -1,6 +1,7 @@
 """Quotas of tenants, at gateways of their own: how often a tenant may call, and how many of its jobs may be open."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -8,10 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
@@ -19,8 +22,10 @@ from durable_llm import AsyncClient, RetryPolicy
 from durable_llm.errors import QuotaExceeded
 from jobs import names
 from jobs.ids import ledger_workflow_id, tenant_of
-from llm_pb import internal_pb2, llm_pb2
-from tests.support.credentials import bearer
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from payload_converter import data_converter
+from tests.support import pipelines
+from tests.support.credentials import CallsAs, bearer
 from tests.support.jobs import details_of, new_job
 from tests.support.ledgers import lease_in_a_check, start_ledger
 from tests.support.quotas import (
@@ -54,9 +59,11 @@ TENANTS: dict[str, dict[str, Any]] = {
     },
     "lowered": {"max_open_jobs": 3},
     "none": {"max_open_jobs": 0},
+    "again": {"max_open_jobs": 2, "max_output_tokens_per_day": 100},
     "measured": {"max_open_jobs": 4, "max_output_tokens_per_day": 100},
     "with-hyphen": {"max_open_jobs": 2, "requests_per_second": 50, "request_burst": 70, "weight": 4},
 }
+NEEDS_ANSWER = pipeline_pb2.STEP_STATE_NEEDS_ANSWER
 QUOTAS = {"requests_per_second", "max_open_jobs", "max_output_tokens_per_day"}
 
 
@@ -271,6 +278,86 @@ async def test_the_slot_of_a_deleted_job_comes_back(temporal: Client, gateway: T
     request = DeleteWorkflowExecutionRequest(namespace=temporal.namespace, workflow_execution=execution)
     await temporal.workflow_service.delete_workflow_execution(request)
     await until_accepted(stub, queued_job())
+
+
+async def until_asked(stub: Any, id_: str) -> None:
+    """Return once the pipeline waits for an answer."""
+    waits = lambda seen: "ask" in seen.steps and seen.steps["ask"].state == NEEDS_ANSWER  # noqa: E731
+    seen = await pipelines.follow(stub, id_, until=waits)
+    assert not seen.ended, seen.status
+
+
+async def usage_of(gateway: TenantGateway, tenant: str) -> tuple[int, int, int]:
+    """Return the number of open jobs of a tenant, and those of the output tokens that are reserved and used."""
+    quota = await gateway.of(tenant).GetQuota(llm_pb2.GetQuotaRequest())
+    return quota.open_jobs.used, quota.output_tokens.reserved, quota.output_tokens.used
+
+
+async def test_a_late_release_frees_no_slot_of_a_pipeline_that_was_submitted_again(
+    temporal: Client, gateways: list[TenantGateway]
+) -> None:
+    """The Release of the run that has failed comes once more when the next run has the slot.
+
+    That run is submitted many times at once, at both gateways, and counts once.
+    """
+    one, other = (CallsAs(gateway.pipelines, gateway.keys["again"]) for gateway in gateways)
+    pipeline = pipelines.new_pipeline("asking", StringValue(value="May I?"), budget={"output_tokens": 10})
+    id_ = (await pipelines.submit(one, pipeline)).pipeline_id
+    await until_asked(one, id_)
+    await pipelines.answer(one, id_, "ask", "first", approved=False)
+    await closed(temporal, id_)
+    assert await usage_of(gateways[0], "again") == (0, 0, 4)
+    ledger = temporal.get_workflow_handle(ledger_workflow_id("again"))
+    releases = await releases_of(ledger)
+    assert [[*release.workflow_ids] for release in releases] == [[id_]]
+
+    again = await asyncio.gather(*(pipelines.submit(stub, pipeline) for stub in (one, other) * 5))
+    assert {status.pipeline_id for status in again} == {id_}
+    for release in releases:
+        await ledger.signal(names.SIGNAL_RELEASE, release)
+    await until_asked(other, id_)
+    assert await usage_of(gateways[1], "again") == (1, 10, 4)
+    await pipelines.answer(other, id_, "ask", "second", approved=True)
+    await closed(temporal, id_)
+    # The text is that of the run which has failed.
+    assert await usage_of(gateways[1], "again") == (0, 0, 4)
+
+
+async def releases_of(ledger: WorkflowHandle[Any, Any]) -> list[internal_pb2.ReleaseRequest]:
+    """Return what the signals Release of a ledger's last run say."""
+    payloads = [
+        event.workflow_execution_signaled_event_attributes.input.payloads[0]
+        async for event in ledger.fetch_history_events()
+        if event.HasField("workflow_execution_signaled_event_attributes")
+    ]
+    types: list[type] = [internal_pb2.ReleaseRequest] * len(payloads)
+    return await data_converter.decode(payloads, types)
+
+
+async def test_a_check_frees_no_slot_of_a_pipeline_that_is_about_to_start_again(
+    temporal: Client, gateway: TenantGateway
+) -> None:
+    """The run that it finds is the one which has failed. Where the next one does not start, its slot comes back."""
+    stub = CallsAs(gateway.pipelines, gateway.keys["free"])
+    pipeline = pipelines.new_pipeline("broken", Struct())
+    id_ = (await pipelines.submit(stub, pipeline)).pipeline_id
+    await closed(temporal, id_)
+    for start_timeout, frees in ((60, False), (0, True)):
+        tenant = f"checks-{uuid.uuid4().hex[:8]}"
+        await start_ledger(temporal, tenant, check_interval={"nanos": 1}, start_timeout={"seconds": start_timeout})
+        ledger = temporal.get_workflow_handle(ledger_workflow_id(tenant))
+
+        async def reserve(name: str, reservation: int = 0) -> bool:
+            request = internal_pb2.ReserveRequest(workflow_ids=[name], limit=1, reservations=[reservation])
+            answer = await ledger.execute_update(  # noqa: B023
+                names.UPDATE_RESERVE, request, result_type=internal_pb2.ReserveResponse
+            )
+            return not answer.refused
+
+        # The test stands for a gateway that is about to start the pipeline.
+        assert await reserve(id_, time.time_ns())
+        assert await reserve("another") == frees
+        await ledger.terminate()
 
 
 async def test_a_lower_quota_ends_no_job(temporal: Client, installation: Installation, gateway: TenantGateway) -> None:

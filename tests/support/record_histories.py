@@ -115,6 +115,25 @@ async def counted(temporal: Client) -> str:
     return handle.id
 
 
+async def reserved_again(temporal: Client) -> str:
+    """Submit a pipeline again before the Release of its first run, lease tokens and check its slot; return the id."""
+    await start_ledger(temporal, "again", check_interval={"nanos": 1})
+    handle, pipeline = temporal.get_workflow_handle(ledger_workflow_id("again")), "llmpipe--again-a-b"
+    lease = internal_pb2.LeaseRequest(workflow_id=pipeline, least_tokens=1, wanted_tokens=9, output_tokens_limit=100)
+    for reservation in (1, 2):
+        reserve = internal_pb2.ReserveRequest(workflow_ids=[pipeline], limit=1, reservations=[reservation])
+        await handle.execute_update(names.UPDATE_RESERVE, reserve)
+        lease.reservation = reservation
+        await handle.execute_update(names.UPDATE_LEASE, lease)
+    for reservation in (1, 2):
+        release = internal_pb2.ReleaseRequest(workflow_ids=[pipeline], output_tokens=[4], reservations=[reservation])
+        await handle.signal(names.SIGNAL_RELEASE, release)
+        await handle.execute_update(names.UPDATE_LEASE, lease)
+        await handle.execute_update(names.UPDATE_RESERVE, internal_pb2.ReserveRequest(workflow_ids=["a"], limit=1))
+    await handle.query(names.QUERY_GET_LEDGER)
+    return handle.id
+
+
 async def deletions(stub: LlmServiceStub) -> dict[str, str]:
     """Delete a job that runs, one that has ended, all jobs of a user, all that one has; return the ids by name."""
     running, ended = new_job(params={"max_tokens": 8000}), new_job(params={"max_tokens": 2})
@@ -294,6 +313,7 @@ async def main(version: str) -> None:
             await record(temporal, await counted(temporal), f"ledger.{version}")
             _, _, ledger = await lease_in_a_check(temporal, "checked")
             await record(temporal, ledger, f"ledger-of-a-batch.{version}")
+            await record(temporal, await reserved_again(temporal), f"ledger-of-a-pipeline.{version}")
             id_ = await uploaded(FileServiceStub(channel))
             await temporal.get_workflow_handle(id_).result()
             await record(temporal, id_, f"file.{version}")

@@ -23,6 +23,7 @@ from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError
 from services.gateway.files.outputs import OutputSweeper
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.settings import GatewaySettings
 from store.encrypted import ENDING
@@ -30,10 +31,11 @@ from store.store import Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _FOLDER: Final = "files/"
-_NAME: Final = re.compile(
-    rf"{_FOLDER}(?P<tenant>-|{TENANT_PATTERN.pattern})/(?P<file_id>{FILE_ID_PATTERN.pattern})"
-    rf"/[0-9a-f]{{32}}/[0-9a-f]{{32}}({re.escape(ENDING)})?"
+_FOLDER_OF_FILE: Final = re.compile(
+    rf"{_FOLDER}(?P<tenant>-|{TENANT_PATTERN.pattern})/(?P<file_id>{FILE_ID_PATTERN.pattern})/[0-9a-f]{{32}}/"
 )
+"""The prefix of a file: see FileRecords.begin()."""
+_NAME: Final = re.compile(rf"{_FOLDER_OF_FILE.pattern}[0-9a-f]{{32}}({re.escape(ENDING)})?")
 """The name of an object of a file: see FileRecords.begin() and Store.new_name()."""
 _AT_ONCE: Final = 100
 """Objects that are removed with one request, where the store can."""
@@ -44,12 +46,19 @@ _PAUSE_SECONDS: Final = 0.05
 class FileRemoval:
     """The activity of a file's workflow."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, quotas: FileQuotas) -> None:
         self._store = store
+        self._quotas = quotas
 
     @activity.defn(name=names.ACTIVITY_REMOVE_FILE)
     async def remove_file(self, request: internal_pb2.RemoveFileRequest) -> None:
-        """Remove everything under the file's prefix. Raises StoreUnavailable, and is then tried again."""
+        """Remove everything under the file's prefix. Raises StoreUnavailable, and is then tried again.
+
+        The quotas count the file no more, however it has come to its end.
+        """
+        if request.HasField("create_time") and (found := _FOLDER_OF_FILE.fullmatch(request.prefix)) is not None:
+            tenant = "" if found["tenant"] == "-" else found["tenant"]
+            await self._quotas.give_back(tenant, found["file_id"], request.create_time.ToNanoseconds())
         # A record that was started by hand may have none, and all files have this one.
         if request.prefix.startswith(_FOLDER) and request.prefix != _FOLDER:
             if self._store is None:

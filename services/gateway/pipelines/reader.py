@@ -1,9 +1,11 @@
 """Reads pipelines from Temporal: the status from the memo of a closed one, the tree by a query."""
 
+import contextlib
 import logging
 from collections import OrderedDict
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -18,6 +20,7 @@ from jobs.ids import trace_id
 from jobs.memo import from_memo
 from jobs.pipelines import FINAL_STATES
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
@@ -139,3 +142,27 @@ async def closed_status(execution: WorkflowExecution) -> pipeline_pb2.PipelineSt
     return pipeline_pb2.PipelineStatus(
         pipeline_id=execution.id, state=state, trace_id=trace_id(await traceparent_of(execution))
     )
+
+
+async def used_tokens(description: WorkflowExecutionDescription) -> int:
+    """Return the output tokens that this run of a closed pipeline has used; -1 where it was ended by force.
+
+    Raises PayloadError, KeysUnavailable.
+    """
+    status = await closed_status(description)
+    if not status.HasField("root"):
+        return -1
+    recalled = await description.memo_value(names.MEMO_RECALLED_TOKENS, 0)
+    return status.root.usage.output_tokens - (int(recalled) if isinstance(recalled, int | float) else 0)
+
+
+async def reservation_of(description: WorkflowExecutionDescription) -> int:
+    """Return the reservation with which this run of a pipeline was started, as in ReserveRequest.
+
+    0 for other work, and where it can never be read again. Raises KeysUnavailable.
+    """
+    create_time = Timestamp()
+    if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+        with contextlib.suppress(ValueError, PayloadError):
+            create_time.FromJsonString(str(await description.memo_value(names.MEMO_CREATE_TIME, "")))
+    return create_time.ToNanoseconds()

@@ -39,7 +39,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.models.trained import TrainedModels
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.datasets import Datasets
-from services.gateway.pipelines.reader import PipelineReader, closed_status
+from services.gateway.pipelines.reader import PipelineReader, closed_status, reservation_of, used_tokens
 from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas.admission import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -97,8 +97,11 @@ class PipelineSubmission:
         chosen = self._options(caller, pipeline, hash_)
         chosen.resumed = resumed
         reuse = WorkflowIDReusePolicy
+        if resumed and chosen.ledger:
+            await self._release_failed(caller, id_)
+        reservation = chosen.create_time.ToNanoseconds()
         # What a pipeline without a budget will use is not known. It leases what its steps need.
-        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
+        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens, reservation)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
         try:
             await self._effects.start(
@@ -123,10 +126,11 @@ class PipelineSubmission:
                 if not await self._reader.was_deleted(id_):
                     raise
                 if chosen.ledger:
-                    await self._open_jobs.release(caller.tenant, id_)
+                    await self._open_jobs.release(caller.tenant, id_, reservation)
                 raise work_deleted("pipeline", pipeline.user_id, pipeline.request_id) from None
-            if chosen.ledger and found.state in FINAL_STATES:
-                await self._open_jobs.release(caller.tenant, id_)
+            # A start whose answer was lost has found its own run.
+            if chosen.ledger and await reservation_of(await self._reader.describe(caller, id_)) != reservation:
+                await self._open_jobs.release(caller.tenant, id_, reservation)
             return found
         _log.info("pipeline accepted", extra={"workflow_id": id_})
         status = new_status(id_, pipeline, chosen)
@@ -241,6 +245,18 @@ class PipelineSubmission:
         if await description.memo_value(names.MEMO_DIGEST, None) != work_start.digest(pipeline):
             raise pipeline_key_reused(pipeline.user_id, pipeline.request_id)
         return (await self._reader.record_of(description)).status
+
+    async def _release_failed(self, caller: Caller, id_: str) -> None:
+        """Release the slot of the run that has failed, unless it has done so.
+
+        What it has used counts before the next run reserves tokens. Raises ApiError, RPCError, KeysUnavailable.
+        """
+        description = await self._reader.describe(caller, id_)
+        failed = await reservation_of(description)
+        if failed and description.status != WorkflowExecutionStatus.RUNNING:
+            used = await used_tokens(description)
+            if used >= 0:
+                await self._open_jobs.release(caller.tenant, id_, failed, used)
 
     def _options(
         self, caller: Caller, pipeline: pipeline_pb2.PipelineRequest, hash_: Hash | None

@@ -112,15 +112,16 @@ class OpenJobQuotas:
                 request.output_tokens_limit = ledger.tokens_per_day
         return await ledger.lease(request)
 
-    async def reserve(self, tenant: str, job_id: str, output_tokens: int) -> "Reservation | str":
+    async def reserve(self, tenant: str, job_id: str, output_tokens: int, reservation: int = 0) -> "Reservation | str":
         """Reserve a slot and tokens for a job that is about to be started; return why not, for refusal().
 
-        The same job needs one slot, however often it is reserved. Raises ApiError UNAVAILABLE when the ledger does not
+        The same job needs one slot, however often it is reserved. `reservation` is as in
+        ReserveRequest.reservations. Raises ApiError UNAVAILABLE when the ledger does not
         answer in time, RESOURCE_EXHAUSTED when too many Submits wait for it.
         """
-        return await reserve_slot(self._ledgers[tenant], job_id, output_tokens)
+        return await reserve_slot(self._ledgers[tenant], job_id, output_tokens, reservation)
 
-    async def admit(self, tenant: str, id_: str, output_tokens: int) -> Callable[[], None] | None:
+    async def admit(self, tenant: str, id_: str, output_tokens: int, reservation: int = 0) -> Callable[[], None] | None:
         """Reserve a slot for a batch or pipeline; return what checks it just before the start. None without a quota.
 
         Raises ApiError like reserve(), and RESOURCE_EXHAUSTED without a free slot; AuditUnavailable.
@@ -128,10 +129,10 @@ class OpenJobQuotas:
         if tenant not in self._ledgers:
             return None
         audit.require_available()
-        reservation = await self.reserve(tenant, id_, output_tokens)
-        if isinstance(reservation, str):
-            raise self.refusal(tenant, reservation, output_tokens)
-        return reservation.require_valid
+        reserved = await self.reserve(tenant, id_, output_tokens, reservation)
+        if isinstance(reserved, str):
+            raise self.refusal(tenant, reserved, output_tokens)
+        return reserved.require_valid
 
     def refusal(self, tenant: str, why: str, output_tokens: int) -> Exception:
         """Return the ApiError for a job without a slot, and count it."""
@@ -156,9 +157,12 @@ class OpenJobQuotas:
         description += "submit the job again tomorrow, or ask for fewer tokens"
         return quota_exceeded(tenant, _TOKENS, description, _midnight_after(now) - now)
 
-    async def release(self, tenant: str, job_id: str) -> None:
-        """Release the slot of a job that was reserved although the job had ended."""
-        await self._releases.release(self._ledgers[tenant].id, job_id, 0)
+    async def release(self, tenant: str, job_id: str, reservation: int = 0, output_tokens: int = 0) -> None:
+        """Release the slot of a job that has ended, and has used so many output tokens of it.
+
+        A job may have ended when it was reserved. `reservation` is as in ReleaseRequest.reservations.
+        """
+        await self._releases.release(self._ledgers[tenant].id, job_id, output_tokens, reservation)
 
     async def of(self, tenant: str) -> llm_pb2.OpenJobsQuota | None:
         """Return the quota of a tenant, None without one. Raises RPCError, ApiError UNAVAILABLE."""
@@ -208,14 +212,14 @@ def _midnight_after(now: datetime) -> datetime:
     return datetime.combine(now.date() + timedelta(days=1), time(), UTC)
 
 
-async def reserve_slot(ledger: Ledger, id_: str, output_tokens: int = 0) -> "Reservation | str":
+async def reserve_slot(ledger: Ledger, id_: str, output_tokens: int = 0, reservation: int = 0) -> "Reservation | str":
     """Reserve a slot of the ledger; return the type of error of Reserve that says why none is free.
 
     Raises ApiError like OpenJobQuotas.reserve().
     """
     began = asyncio.get_running_loop().time()
     try:
-        refused = await ledger.reserve(id_, output_tokens)
+        refused = await ledger.reserve(id_, output_tokens, reservation)
     except TooManyWaitingError:
         raise exhausted("too many calls of the tenant wait at this gateway; call again") from None
     except (CommitError, TimeoutError) as error:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 from temporalio import activity
@@ -35,7 +35,7 @@ from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.reader import ended_record
 from services.gateway.job_record import final_status
-from services.gateway.pipelines.reader import closed_status
+from services.gateway.pipelines.reader import reservation_of, used_tokens
 from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,14 @@ _DESCRIBES: Final = 10
 """Maximum number of jobs that are described concurrently."""
 
 
+class _Job(NamedTuple):
+    """A job whose slot is reserved or released."""
+
+    id: str
+    output_tokens: int
+    reservation: int
+
+
 class Ledger:
     """The ledger of one tenant, as one gateway reserves its slots."""
 
@@ -66,18 +74,20 @@ class Ledger:
         self.limit: Final = limit
         self.tokens_per_day: Final = tokens_per_day
         self._shared = SharedCalls()
-        self._groups: GroupCommit[tuple[str, int], str] = GroupCommit(
+        self._groups: GroupCommit[_Job, str] = GroupCommit(
             self._reserve_group, max_group=_MAX_GROUP, max_waiting=MAX_WAITING
         )
 
-    async def reserve(self, job_id: str, output_tokens: int = 0) -> str:
+    async def reserve(self, job_id: str, output_tokens: int = 0, reservation: int = 0) -> str:
         """Reserve a slot for the job; return why it has none now, a type of error of Reserve. Empty: it has one.
+
+        `reservation` is as in ReserveRequest.reservations.
 
         Raises TooManyWaitingError; CommitError when the ledger does not answer, and TimeoutError when others have kept
         it from answering in time. The job may have a slot then.
         """
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
-            return await self._groups.add((job_id, output_tokens))
+            return await self._groups.add(_Job(job_id, output_tokens, reservation))
 
     async def used(self) -> int:
         """Return the number of slots in use. Concurrent calls share the answer.
@@ -125,12 +135,15 @@ class Ledger:
             raise
         return answer
 
-    async def _reserve_group(self, jobs: Sequence[tuple[str, int]]) -> Sequence[str]:
+    async def _reserve_group(self, jobs: Sequence[_Job]) -> Sequence[str]:
         request = internal_pb2.ReserveRequest(
-            workflow_ids=[id_ for id_, _ in jobs], limit=self.limit, output_tokens_limit=self.tokens_per_day
+            workflow_ids=[job.id for job in jobs],
+            limit=self.limit,
+            output_tokens_limit=self.tokens_per_day,
+            reservations=_reservations(jobs),
         )
         if self.tokens_per_day is not None:
-            request.output_tokens.extend(tokens for _, tokens in jobs)
+            request.output_tokens.extend(job.output_tokens for job in jobs)
         try:
             response = await self._update(names.UPDATE_RESERVE, request, internal_pb2.ReserveResponse)
         except _RefusedError as error:
@@ -138,7 +151,7 @@ class Ledger:
         refused = dict.fromkeys(response.refused, names.QUOTA_REACHED)
         refused |= dict.fromkeys(response.refused_by_reserved_tokens, names.TOKENS_RESERVED)
         refused |= dict.fromkeys(response.refused_by_used_tokens, names.TOKENS_USED)
-        return [refused.get(id_, "") for id_, _ in jobs]
+        return [refused.get(job.id, "") for job in jobs]
 
     async def count_files(self, request: internal_pb2.CountFilesRequest) -> internal_pb2.CountFilesResponse:
         """Count files of the tenant. Raises TimeoutError when the ledger does not answer."""
@@ -199,26 +212,28 @@ class SlotReleases:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._groups: dict[str, GroupCommit[tuple[str, int], None]] = {}
+        self._groups: dict[str, GroupCommit[_Job, None]] = {}
         """One for each ledger, so as many as there are tenants with a quota."""
 
-    async def release(self, ledger: str, job_id: str, output_tokens: int) -> None:
+    async def release(self, ledger: str, job_id: str, output_tokens: int, reservation: int = 0) -> None:
         """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.
 
-        A failure is logged: a check of the ledger finds it.
+        `reservation` is as in ReleaseRequest.reservations. A failure is logged: a check of the ledger finds it.
         """
         if ledger not in self._groups:
             commit = partial(self._release_group, ledger)
             self._groups[ledger] = GroupCommit(commit, max_group=_MAX_GROUP, max_waiting=_MAX_RELEASES)
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT.total_seconds()):
-                await self._groups[ledger].add((job_id, output_tokens))
+                await self._groups[ledger].add(_Job(job_id, output_tokens, reservation))
         except Exception as error:  # noqa: BLE001  # no job must fail for it
             _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
 
-    async def _release_group(self, ledger: str, jobs: Sequence[tuple[str, int]]) -> Sequence[None]:
+    async def _release_group(self, ledger: str, jobs: Sequence[_Job]) -> Sequence[None]:
         request = internal_pb2.ReleaseRequest(
-            workflow_ids=[id_ for id_, _ in jobs], output_tokens=[tokens for _, tokens in jobs]
+            workflow_ids=[job.id for job in jobs],
+            output_tokens=[job.output_tokens for job in jobs],
+            reservations=_reservations(jobs),
         )
         handle = self._client.get_workflow_handle(ledger)
         await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
@@ -240,11 +255,13 @@ class LedgerActivities:
             async with describing:
                 description = await self._describe(id_)
                 used = -1 if description is None else await self._used_tokens(description)
+                reservation = 0 if description is None else await reservation_of(description)
             if description is None:
                 found.missing.append(id_)
             elif description.status != WorkflowExecutionStatus.RUNNING:
                 found.ended.append(id_)
                 found.output_tokens.append(used)
+                found.reservations.append(reservation)
 
         results = await asyncio.gather(*map(find, request.workflow_ids), return_exceptions=True)
         if errors := [result for result in results if result is not None]:
@@ -267,7 +284,7 @@ class LedgerActivities:
                 record = await ended_record(description)
                 return -1 if record is None else record.status.usage.output_tokens
             if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
-                return await _used_by_pipeline(description)
+                return await used_tokens(description)
             if (status := await final_status(description)) is None:
                 return -1
             if status.progress.output_tokens and await self._was_cached(description):
@@ -288,10 +305,6 @@ class LedgerActivities:
         return result.metadata.cached
 
 
-async def _used_by_pipeline(description: WorkflowExecutionDescription) -> int:
-    """Return the output tokens that this run of a closed pipeline has used; -1 where it was ended by force."""
-    status = await closed_status(description)
-    if not status.HasField("root"):
-        return -1
-    recalled = await description.memo_value(names.MEMO_RECALLED_TOKENS, 0)
-    return status.root.usage.output_tokens - (int(recalled) if isinstance(recalled, int | float) else 0)
+def _reservations(jobs: Sequence[_Job]) -> Sequence[int]:
+    """Return the reservations of the jobs; nothing where none has one."""
+    return [job.reservation for job in jobs] if any(job.reservation for job in jobs) else ()

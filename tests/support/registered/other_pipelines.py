@@ -5,7 +5,7 @@ from datetime import timedelta
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from pipelines import Pipeline, StepFailed, pipeline
+from pipelines import Incomplete, Pipeline, StepFailed, pipeline
 
 
 @pipeline("fan", Int32Value, Int32Value)
@@ -62,6 +62,15 @@ async def spending(llm: Pipeline, steps: Int32Value) -> StringValue:
         for number in range(steps.value)
     ]
     return StringValue(value="".join(texts))
+
+
+@pipeline("asking", StringValue, StringValue, resumes=True)
+async def asking(llm: Pipeline, question: StringValue) -> StringValue:
+    """Generate four tokens, and fail without a yes. Who submits it again is asked again."""
+    text = (await llm.generate("text", model="docstrings", prompt=question.value, max_tokens=4)).text
+    if not await llm.approve("ask", question.value):
+        raise Incomplete(StringValue(value=text), "the answer was no")
+    return StringValue(value=text)
 
 
 @pipeline("foreign", Struct, StringValue)
