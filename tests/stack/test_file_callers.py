@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
-from llm_pb import common_pb2, file_pb2, llm_pb2
+from jobs import names
+from jobs.ids import files_ledger_workflow_id
+from llm_pb import common_pb2, file_pb2, internal_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
@@ -25,6 +28,7 @@ from tests.support.files import (
     get,
     listed,
     new_file,
+    objects,
     refusal,
     until,
     upload,
@@ -42,6 +46,8 @@ TENANTS: dict[str, dict[str, Any]] = {
     "racing": {"max_files": 5},
     "shared": {"max_file_bytes": 1000},
     "twice": {"max_files": 1},
+    "gone": {"max_files": 1},
+    "brief": {"max_files": 1},
 }
 
 
@@ -301,18 +307,77 @@ async def test_a_deletion_deletes_no_file_that_is_uploaded_under_its_id_meanwhil
 
 
 async def test_an_upload_adds_nothing_to_a_file_that_was_begun_again_under_its_id(callers: Callers, slow: Slow) -> None:
-    acme, other = callers.of("acme"), callers.at(slow.channel, "acme")
+    twice, other = callers.of("twice"), callers.at(slow.channel, "twice")
     key = new_file()
-    first = await upload(acme, key, b"", last=False)
+    first = await upload(twice, key, b"", last=False)
 
     async def begin_again() -> None:
-        await delete(acme, first.ref.file_id)
-        await upload_again(acme, key, b"", last=False)
+        await delete(twice, first.ref.file_id)
+        await upload_again(twice, key, b"", last=False)
 
     slow.temporal.meanwhile["QueryWorkflow"] = begin_again
     assert await refusal(upload(other, key, b"of the first")) == ("NOT_FOUND", "FILE_NOT_FOUND")
-    assert not (await get(acme, first.ref.file_id)).committed_bytes
-    assert (await upload(acme, key, b"of the second")).state == file_pb2.FILE_STATE_READY
+    assert not (await get(twice, first.ref.file_id)).committed_bytes
+    assert (await upload(twice, key, b"of the second")).state == file_pb2.FILE_STATE_READY
+    # What counts is the second one.
+    await delete(twice, first.ref.file_id)
+    await delete(twice, (await upload(twice, new_file(), b"2")).ref.file_id)
+
+
+@pytest.mark.parametrize("what", ["content", "folder"])
+async def test_an_upload_whose_file_is_deleted_meanwhile_is_not_found(
+    stack: Stack, callers: Callers, slow: Slow, what: str
+) -> None:
+    """Although the content to read back is gone, or the store cannot write where it was. The file counts no more."""
+    gone, other = callers.of("gone"), callers.at(slow.channel, "gone")
+    key, store = new_file(), stack.state_dir / "store"
+    id_ = (await upload(gone, key, b"first", last=False)).ref.file_id
+    (committed,) = (path for path in objects(store) if id_ in str(path))
+
+    async def delete_it() -> None:
+        await delete(gone, id_)
+        await until(lambda: not committed.parent.exists())
+        if what == "folder":
+            committed.parent.parent.mkdir(exist_ok=True)
+            committed.parent.touch()
+
+    slow.temporal.meanwhile["QueryWorkflow"] = delete_it
+    try:
+        assert await refusal(upload(other, key, b"firstsecond", 5)) == ("NOT_FOUND", "FILE_NOT_FOUND")
+    finally:
+        if what == "folder":
+            committed.parent.unlink()
+    assert not slow.temporal.meanwhile
+    await delete(gone, (await upload(other, new_file(), b"2")).ref.file_id)
+
+
+async def test_an_upload_that_was_deleted_before_its_commit_counts_no_more(callers: Callers, slow: Slow) -> None:
+    gone, other = callers.of("gone"), callers.at(slow.channel, "gone")
+    key = new_file()
+    id_ = (await upload(gone, key, b"", last=False)).ref.file_id
+
+    slow.temporal.meanwhile["QueryWorkflow"] = partial(delete, gone, id_)
+    assert await refusal(upload(other, key, b"1")) == ("NOT_FOUND", "FILE_NOT_FOUND")
+    assert not slow.temporal.meanwhile
+    await delete(gone, (await upload(gone, new_file(), b"2")).ref.file_id)
+
+
+async def test_a_file_that_has_expired_is_free_as_soon_as_it_is_gone(
+    stack: Stack, callers: Callers, temporal: Client, tmp_path: Path
+) -> None:
+    """The ledger learns of it: it knows the file although Temporal lists it no more."""
+    settings = {"GATEWAY_FILE_TTL": "PT1S", "GATEWAY_WORKFLOW_QUEUE": "brief"}
+    async with gateway(stack, callers, tmp_path / "audit.jsonl", **settings) as channel:
+        brief = callers.at(channel, "brief")
+        file = await upload(brief, new_file(), b"1")
+        ledger = temporal.get_workflow_handle(files_ledger_workflow_id("brief"))
+
+        async def is_gone() -> bool:
+            state = await ledger.query(names.QUERY_GET_LEDGER, result_type=internal_pb2.LedgerState)
+            return [(one.file_id, one.gone) for one in state.files] == [(file.ref.file_id, True)]
+
+        await until(is_gone)
+        await upload(brief, new_file(), b"2")
 
 
 async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: Path) -> None:

@@ -121,6 +121,7 @@ class FileRecords:
             )
         except WorkflowAlreadyStartedError:
             if (found := await self._found(workflow_id, first)) is None:
+                await self._quotas.give_back(caller.tenant, id_, _created(file))
                 raise store_unavailable("the file under this key has just gone; call again") from None
             # The ledger has counted the file that was to be created here, which nobody will delete.
             await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes, _created(found.file))
@@ -205,13 +206,13 @@ class FileRecords:
                     await self._discard(workflow_id, commit)
                     if error.cause.type == names.TOO_MANY_SEGMENTS:
                         raise invalid([Violation("data", _TOO_MANY_SEGMENTS)]) from error
-                    raise await self._refusal(workflow_id, id_) from error
+                    raise await self._refusal(workflow_id, found, counted=counts is not None) from error
                 # The record was continued in a new run while it had the update.
                 _log.info("%s did not take a commit: %r", workflow_id, error.cause)
             except RPCError as error:
                 if error.status == RPCStatusCode.NOT_FOUND:
                     await self._discard(workflow_id, commit)
-                    raise file_not_found(id_) from error
+                    raise await self._refusal(workflow_id, found, counted=counts is not None) from error
                 if now() > until:
                     raise
                 _log.info("%s did not take a commit: %s %s", workflow_id, error.status.name, error)
@@ -234,10 +235,23 @@ class FileRecords:
             if all(segment.name != commit.segment.name for segment in record.segments):
                 await self._store.delete([commit.segment.name])
 
-    async def _refusal(self, workflow_id: str, id_: str) -> Exception:
+    async def _refusal(self, workflow_id: str, found: FoundFile, *, counted: bool) -> ApiError:
+        """Return the error for a commit that is refused. `counted`: whether the quotas count what it would have added.
+
+        Raises RPCError.
+        """
+        tenant, id_ = tenant_of(workflow_id), found.file.ref.file_id
         description = await self._reader.find(workflow_id)
         file = await file_of(description) if description is not None else None
-        return file_not_found(id_) if file is None else upload_overtaken(file.committed_bytes)
+        if file is not None and file.create_time == found.file.create_time:
+            return upload_overtaken(file.committed_bytes)
+        if counted and file is None:
+            await self._quotas.give_back(tenant, id_, _created(found.file))
+        elif counted and file is not None:
+            # The ledger has counted the file that is gone in place of the one that was uploaded under its key.
+            with suppress(ApiError):
+                await self._quotas.take(tenant, id_, max(file.committed_bytes, file.ref.size_bytes), _created(file))
+        return file_not_found(id_)
 
 
 def _created(file: file_pb2.File) -> int:

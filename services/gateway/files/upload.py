@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 from jobs import file_rules
 from jobs.field_rules import Violation
@@ -18,7 +18,7 @@ from services.gateway.files.incoming import Incoming
 from services.gateway.files.reader import FileReader, FoundFile
 from services.gateway.files.records import FileRecords
 from services.gateway.settings import GatewaySettings
-from store.store import Store, StoredObject
+from store.store import ObjectMissing, Store, StoredObject, StoreUnavailable
 
 
 class Uploads:
@@ -100,19 +100,23 @@ class Uploads:
                         sha256.update(piece)
                     yield piece
 
+        async def content() -> "hashlib._Hash":
+            async with self._store_errors(workflow_id, record):
+                return await _hash_of(store, segments)
+
         while await incoming.begin_segment():
             began = asyncio.get_running_loop().time()
-            with store_errors(id_):
+            async with self._store_errors(workflow_id, record):
                 segment = await store.put(store.new_name(record.prefix), hashed())
             segments.append(segment)
             commit = internal_pb2.CommitSegmentRequest(offset=found.file.committed_bytes)
             commit.segment.name, commit.segment.size = segment
             if incoming.last:
-                await self._finish(commit, workflow_id, found, declared, segments, sha256, store)
+                await self._finish(commit, workflow_id, found, declared, segments, sha256 or await content())
             found = await self._records.commit(workflow_id, found, commit, began, counted=counted)
         if incoming.last and found.file.state != file_pb2.FILE_STATE_READY:
             commit = internal_pb2.CommitSegmentRequest(offset=found.file.committed_bytes)
-            await self._finish(commit, workflow_id, found, declared, segments, sha256, store)
+            await self._finish(commit, workflow_id, found, declared, segments, sha256 or await content())
             now = asyncio.get_running_loop().time()
             found = await self._records.commit(workflow_id, found, commit, now, counted=counted)
         return found.file
@@ -132,17 +136,9 @@ class Uploads:
         found: FoundFile,
         declared: file_pb2.File,
         segments: list[StoredObject],
-        sha256: "hashlib._Hash | None",
-        store: Store,
+        sha256: "hashlib._Hash",
     ) -> None:
         """Make the commit the last one. Raises ApiError, and removes the file, if it is not what was declared."""
-        if sha256 is None:
-            sha256 = hashlib.sha256()
-            with store_errors(found.file.ref.file_id):
-                for segment in segments:
-                    async with aclosing(store.read(segment)) as pieces:
-                        async for piece in pieces:
-                            sha256.update(piece)
         size = sum(segment.size for segment in segments)
         violations = []
         if declared.ref.size_bytes not in (0, size):
@@ -155,3 +151,29 @@ class Uploads:
             await self._records.remove(workflow_id, found)
             raise invalid(violations)
         commit.last, commit.sha256 = True, sha256.digest()
+
+    @asynccontextmanager
+    async def _store_errors(self, workflow_id: str, record: internal_pb2.FileRecord) -> AsyncIterator[None]:
+        """Raise the errors of the store as store_errors() does; NOT_FOUND for a file that was deleted meanwhile.
+
+        Its objects are removed, and so is the folder into which the next one is written.
+        """
+        id_ = record.file.ref.file_id
+        with store_errors(id_):
+            try:
+                yield
+            except (StoreUnavailable, ObjectMissing):
+                # Another file may have been uploaded under its key.
+                if (await self._reader.record_of(workflow_id)).prefix != record.prefix:
+                    raise file_not_found(id_) from None
+                raise
+
+
+async def _hash_of(store: Store, segments: list[StoredObject]) -> "hashlib._Hash":
+    """Return the hash of what the segments hold together. Raises what a Store raises."""
+    sha256 = hashlib.sha256()
+    for segment in segments:
+        async with aclosing(store.read(segment)) as pieces:
+            async for piece in pieces:
+                sha256.update(piece)
+    return sha256
