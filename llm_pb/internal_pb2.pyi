@@ -709,14 +709,23 @@ class EngineBegan(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    LOST_IN_VAIN_FIELD_NUMBER: _builtins.int
+    lost_in_vain: _builtins.int
+    """Number of workers in a row that the item was lost with before it had generated anything new, as far as this one knows:
+    none where it could not read the log. Unset by workers of earlier versions.
+    """
     def __init__(
         self,
+        *,
+        lost_in_vain: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lost_in_vain", b"_lost_in_vain", "lost_in_vain", b"lost_in_vain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lost_in_vain", b"_lost_in_vain", "lost_in_vain", b"lost_in_vain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lost_in_vain: _TypeAlias = _typing.Literal["lost_in_vain"]  # noqa: Y015
+    _WhichOneofArgType__lost_in_vain: _TypeAlias = _typing.Literal["_lost_in_vain", b"_lost_in_vain"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lost_in_vain) -> _WhichOneofReturnType__lost_in_vain | None: ...
 
 Global___EngineBegan: _TypeAlias = EngineBegan  # noqa: Y015
 

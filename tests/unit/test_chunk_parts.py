@@ -120,6 +120,21 @@ async def test_the_next_attempt_reads_the_log_and_the_last_one_writes_in_vain() 
     assert await texts(ChunkLog(feed, "batch/0", 4, "w"), 3) == {3: ""}
 
 
+async def test_the_log_is_taken_over_once_the_feed_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_log, "_TAKEOVER_PAUSES", (0, 0, 0, 0, 0))
+    feed = MemoryFeed()
+    first = ChunkLog(feed, "batch/0", 1, "w")
+    await first.item(3).append("", record("a"))
+    await first.flush()
+    stored, refused = feed.sync, iter([False] * 4)
+
+    async def sync(key: str, one: internal_pb2.FeedRecord) -> bool:
+        return next(refused, True) and await stored(key, one)
+
+    monkeypatch.setattr(feed, "sync", sync)
+    assert await texts(ChunkLog(feed, "batch/0", 2, "w"), 3) == {3: "a"}
+
+
 async def test_a_log_of_ended_items_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not grow with the chunk. The items that run write theirs again."""
     monkeypatch.setattr(chunk_log, "_MAX_UNNEEDED_BYTES", 10_000)
@@ -169,6 +184,10 @@ def end(kind: "llm_pb2.AttemptEnd.ValueType", error: JobError | None = None) -> 
     return internal_pb2.FeedRecord(attempt_ended=internal_pb2.AttemptEnded(attempt=ended))
 
 
+def begun(lost_in_vain: int) -> internal_pb2.FeedRecord:
+    return internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan(lost_in_vain=lost_in_vain))
+
+
 BEGUN = internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan())
 DEAD = end(llm_pb2.ATTEMPT_END_FAILED, EngineDead("it died"))
 
@@ -190,6 +209,9 @@ DEAD = end(llm_pb2.ATTEMPT_END_FAILED, EngineDead("it died"))
         (attempt(1, BEGUN, DEAD), (1, 1)),
         ([*attempt(1, BEGUN, DEAD), *attempt(2, BEGUN, end(llm_pb2.ATTEMPT_END_HANDED_OVER))], (1, 0)),
         (attempt(1, BEGUN, end(llm_pb2.ATTEMPT_END_FAILED, EngineFailed("it failed"))), (0, 0)),
+        ([*attempt(1, begun(0)), *attempt(2, begun(1)), *attempt(3, begun(2))], (3, 3)),
+        # The second and the third one could not read the log.
+        ([*attempt(1, begun(0)), *attempt(2, begun(0)), *attempt(3, begun(0)), *attempt(4, begun(1))], (4, 2)),
     ],
 )
 def test_the_losses_of_an_item_are_those_that_it_may_be_to_blame_for(

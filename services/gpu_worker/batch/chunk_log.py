@@ -17,8 +17,8 @@ from llm_pb import internal_pb2
 from services.gpu_worker.batch.losses import Losses, losses_of
 
 _log = logging.getLogger(__name__)
-_TAKEOVER_PAUSES: Final = (0, 1, 2)
-"""Seconds before each try to take the log over."""
+_TAKEOVER_PAUSES: Final = (0, 1, 2, 4, 8)
+"""Seconds before each try to take the log over. A worker may get work before it has the feed, on a busy machine."""
 _SILENCE_SECONDS: Final = 10
 """Maximum wait for the next record of a log that holds more."""
 _MAX_RECORD_BYTES: Final = 512 * 1024

@@ -32,7 +32,8 @@ class ItemAttempt(Attempt):
         """See Attempt. The log knows of an item before the engine has it, because it may kill the worker."""
         await super().enter(stage)
         if stage == PREFILL:
-            await self._writer.write(internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan()))
+            began = internal_pb2.EngineBegan(lost_in_vain=self._losses.in_vain)
+            await self._writer.write(internal_pb2.FeedRecord(engine_began=began))
 
     @property
     def failures(self) -> int:

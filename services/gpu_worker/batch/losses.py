@@ -3,6 +3,9 @@
 An item that kills its worker would otherwise kill one after the other until the window of its batch is over. Items that
 ran at the same time are lost as often. So an item that a worker was lost with before it had generated anything new is a
 suspect, and a worker runs one suspect at a time: from then on only the one that is to blame is lost again.
+
+A worker that cannot read the log knows no suspects and runs all items side by side. Those that are lost with it are not
+suspected more than before.
 """
 
 from collections.abc import Iterable
@@ -32,20 +35,21 @@ class Losses(NamedTuple):
 
 def losses_of(records: Iterable[internal_pb2.FeedRecord]) -> Losses:
     """Return the losses of an item by its records in the log, of which all count."""
-    total = in_vain = most = 0
+    total = in_vain = known = most = 0
     writer, in_engine, new = "", False, False
 
     def lose() -> None:
         nonlocal total, in_vain
         if in_engine:
-            total, in_vain = total + 1, 0 if new else in_vain + 1
+            total, in_vain = total + 1, 0 if new else max(in_vain, known + 1)
 
     for record in records:
         if record.HasField("attempt_started") and record.writer != writer:
             lose()
             writer, in_engine, new = record.writer, False, False
         elif record.HasField("engine_began"):
-            in_engine = True
+            in_engine, began = True, record.engine_began
+            known = began.lost_in_vain if began.HasField("lost_in_vain") else in_vain
         elif record.HasField("tokens_made"):
             made = record.tokens_made
             if (size := made.token_offset + len(made.token_ids)) > most:

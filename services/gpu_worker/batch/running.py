@@ -104,11 +104,7 @@ class ChunkRun:
         self._left = len(todo)
         self._demand.items = min(self._left, self._most)
         with self._jobs.seats.chunk(self._demand), self._beside():
-            if not first:
-                await self._log.take_over(set(todo))
-                # The others do not wait for them.
-                todo.sort(key=lambda place: self._log.losses(place).in_vain > 0)
-            working = self._working = asyncio.create_task(self._work(todo))
+            working = self._working = asyncio.create_task(self._work(todo, first=first))
             try:
                 left = self._request.expire_time.ToDatetime(UTC) - datetime.now(UTC)
                 limited = self._request.HasField("expire_time")
@@ -144,9 +140,9 @@ class ChunkRun:
         else:
             self._runner.stop = self.stop or stop
 
-    async def _work(self, todo: list[int]) -> None:
+    async def _work(self, todo: list[int], *, first: bool) -> None:
         async with asyncio.TaskGroup() as group:
-            beginning = group.create_task(self._begin(group, todo))
+            beginning = group.create_task(self._begin(group, todo, first=first))
             draining = asyncio.create_task(activity.wait_for_worker_shutdown())
             # What runs has the time of the grace to end.
             draining.add_done_callback(lambda done: done.cancelled() or beginning.cancel())
@@ -157,8 +153,12 @@ class ChunkRun:
         if self._left and self.stop is None and self._grant.needed is None:
             self._runner.stop = Stop(WorkerShutdown("the worker was asked to stop"))
 
-    async def _begin(self, group: asyncio.TaskGroup, todo: list[int]) -> None:
+    async def _begin(self, group: asyncio.TaskGroup, todo: list[int], *, first: bool) -> None:
         """Begin each item when there is room for it."""
+        if not first:
+            await self._log.take_over(set(todo))
+            # The others do not wait for them.
+            todo.sort(key=lambda place: self._log.losses(place).in_vain > 0)
         plan = await self._lines.plan()
         async with aclosing(self._lines.read(plan, todo)) as lines:
             async for placed in lines:
