@@ -39,6 +39,14 @@ MAX_ROUNDS: Final = 100
 REFINE_STEPS: Final = ("write", "critique", "check", "edit")
 WORLD_MODELS: Final = ("describe", "write")
 WORLD_STEPS: Final = (*WORLD_MODELS, "image")
+REFINE_NUMBERS: Final = {
+    "max_rounds": (1, MAX_ROUNDS),
+    "patience": (1, MAX_ROUNDS),
+    "max_tokens": (1, 2**31 - 1),
+    "max_remarks": (1, 20),
+    "max_remark_length": (0, 4096),
+}
+"""The least and the greatest value of each field."""
 FIRST_STEPS: Final = {"refine": "write", "world": "describe"}
 """The step whose model the steps without one have."""
 WORLD_NUMBERS: Final = {
@@ -49,7 +57,7 @@ WORLD_NUMBERS: Final = {
     "seed": (0, 2**63 - 1),
     "max_tokens": (1, 2**31 - 1),
 }
-"""The least and the greatest value of each field."""
+"""Likewise."""
 MAX_TIMEOUT_SECONDS: Final = 365 * 24 * 60 * 60
 """Maximum of any operator's bound: a timer of a year."""
 CURSOR_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,8192}")
@@ -182,7 +190,7 @@ def _refine(spec: pipeline_pb2.RefineSpec) -> Iterator[Violation]:
     yield from _of_steps("refine", spec, REFINE_STEPS, REFINE_STEPS)
     if not 0 <= spec.quality_threshold <= MAX_SCORE:
         yield Violation("refine.quality_threshold", f"must be 0 to {MAX_SCORE}")
-    yield from _numbers("refine", spec, {"max_rounds": (1, MAX_ROUNDS), "patience": (1, MAX_ROUNDS)})
+    yield from _numbers("refine", spec, REFINE_NUMBERS)
 
 
 def _world(spec: pipeline_pb2.WorldSpec) -> Iterator[Violation]:

@@ -273,6 +273,9 @@ class RefineSpec(_message.Message):
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     STEP_TIMEOUTS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_REMARKS_FIELD_NUMBER: _builtins.int
+    MAX_REMARK_LENGTH_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """What the article is about. 1 to 16384 bytes. Required."""
     quality_threshold: _builtins.float
@@ -281,6 +284,17 @@ class RefineSpec(_message.Message):
     """Maximum number of rounds: 1 to 100. Default 10."""
     patience: _builtins.int
     """Number of rounds in a row without a better draft after which rounds end: 1 to 100. Default 3."""
+    max_tokens: _builtins.int
+    """Maximum number of output tokens of "write", "check" and "edit" each. At least 1. Default: the model's. The critique is bounded by
+    max_remarks and max_remark_length instead, so that its JSON is complete.
+    """
+    max_remarks: _builtins.int
+    """Maximum number of strengths, of weaknesses and of suggestions in a critique: 1 to 20. Default 3."""
+    max_remark_length: _builtins.int
+    """Maximum length of each of these in characters: 1 to 4096. 0: none, for a provider that does not support maxLength. Default 160.
+    A critique may have a token for each character that these bounds allow, up to max_output_tokens of its model. Without a
+    maximum length it may have the model's default number of tokens, and the pipeline fails with INVALID_OUTPUT when it is cut there.
+    """
     @_builtins.property
     def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The models by step: "write", "critique", "check", "edit". A step without one has that of "write", which is required. The model of
@@ -302,19 +316,34 @@ class RefineSpec(_message.Message):
         max_rounds: _builtins.int | None = ...,
         patience: _builtins.int | None = ...,
         step_timeouts: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        max_remarks: _builtins.int | None = ...,
+        max_remark_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_rounds", b"max_rounds", "patience", b"patience", "quality_threshold", b"quality_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_remark_length", b"_max_remark_length", "_max_remarks", b"_max_remarks", "_max_rounds", b"_max_rounds", "_max_tokens", b"_max_tokens", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_remark_length", b"max_remark_length", "max_remarks", b"max_remarks", "max_rounds", b"max_rounds", "max_tokens", b"max_tokens", "patience", b"patience", "quality_threshold", b"quality_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_rounds", b"max_rounds", "models", b"models", "patience", b"patience", "quality_threshold", b"quality_threshold", "step_timeouts", b"step_timeouts", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_remark_length", b"_max_remark_length", "_max_remarks", b"_max_remarks", "_max_rounds", b"_max_rounds", "_max_tokens", b"_max_tokens", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_remark_length", b"max_remark_length", "max_remarks", b"max_remarks", "max_rounds", b"max_rounds", "max_tokens", b"max_tokens", "models", b"models", "patience", b"patience", "quality_threshold", b"quality_threshold", "step_timeouts", b"step_timeouts", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_remark_length: _TypeAlias = _typing.Literal["max_remark_length"]  # noqa: Y015
+    _WhichOneofArgType__max_remark_length: _TypeAlias = _typing.Literal["_max_remark_length", b"_max_remark_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_remarks: _TypeAlias = _typing.Literal["max_remarks"]  # noqa: Y015
+    _WhichOneofArgType__max_remarks: _TypeAlias = _typing.Literal["_max_remarks", b"_max_remarks"]  # noqa: Y015
     _WhichOneofReturnType__max_rounds: _TypeAlias = _typing.Literal["max_rounds"]  # noqa: Y015
     _WhichOneofArgType__max_rounds: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
     _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
     _WhichOneofReturnType__quality_threshold: _TypeAlias = _typing.Literal["quality_threshold"]  # noqa: Y015
     _WhichOneofArgType__quality_threshold: _TypeAlias = _typing.Literal["_quality_threshold", b"_quality_threshold"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_remark_length) -> _WhichOneofReturnType__max_remark_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_remarks) -> _WhichOneofReturnType__max_remarks | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rounds) -> _WhichOneofReturnType__max_rounds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
     @_typing.overload
@@ -443,7 +472,9 @@ class WorldSpec(_message.Message):
     another world each time.
     """
     max_tokens: _builtins.int
-    """Maximum number of output tokens of a job that writes text. At least 1. Default: the model's."""
+    """Maximum number of output tokens of a job that writes text. At least 1. Default: one for each character that the text may have, at
+    least the model's default and at most its max_output_tokens.
+    """
     @_builtins.property
     def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The models by step: "describe" for the world and its characters, "write" for posts. "describe" is required; "write" without one

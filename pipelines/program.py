@@ -107,7 +107,9 @@ class Pipeline:
         one of the pipeline's user or the output of a step. `schema` is a JSON Schema that the output keeps. `timeout`
         bounds the job, the wait for a worker included; by default by the time that is left to the pipeline. `cache` is
         the ttl of JobRequest.cache, with which an equal step of any pipeline of the tenant generates once. `params` are
-        fields of SamplingParams. Raises StepFailed.
+        fields of SamplingParams. Without `max_tokens` a schema that bounds its texts and lists by maxLength and
+        maxItems gets a token for each character that it allows, at least the model's default and at most its maximum,
+        so that its JSON is not cut. Raises StepFailed, with the reason INVALID_OUTPUT for JSON that is cut.
         """
         chosen = llm_pb2.SamplingParams(**params)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, prompt_file=prompt_file, params=chosen)
@@ -128,6 +130,10 @@ class Pipeline:
                 return Generated(result, self.files, json.loads(text))
             except ValueError as error:
                 wrong = f"the output is no JSON: {error}"
+                if result.finish_reason == llm_pb2.FINISH_REASON_LENGTH:
+                    wrong = (
+                        f"the output was cut after {result.metadata.output_tokens} tokens, so its JSON is incomplete"
+                    )
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
 
     async def image(

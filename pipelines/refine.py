@@ -15,18 +15,8 @@ _MAX_ROUNDS: Final = 10
 _PATIENCE: Final = 3
 _TIMEOUTS: Final = {"write": 5, "critique": 3, "check": 5, "edit": 3}
 """Maximum time of each step, in minutes."""
-_CRITIQUE: Final[Mapping[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "score": {"type": "number", "minimum": 0, "maximum": 10},
-        "strengths": {"type": "array", "items": {"type": "string"}, "maxItems": 5},
-        "weaknesses": {"type": "array", "items": {"type": "string"}, "maxItems": 5},
-        "suggestions": {"type": "array", "items": {"type": "string"}, "maxItems": 5},
-        "facts_doubtful": {"type": "boolean"},
-    },
-    "required": ["score", "strengths", "weaknesses", "suggestions", "facts_doubtful"],
-    "additionalProperties": False,
-}
+_REMARKS: Final = 3
+_REMARK_LENGTH: Final = 160
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,8 @@ class _Steps:
 
     def __init__(self, spec: pipeline_pb2.RefineSpec) -> None:
         self._spec = spec
+        self._form = _critique_form(spec)
+        self._of_texts: dict[str, Any] = {"max_tokens": spec.max_tokens} if spec.HasField("max_tokens") else {}
 
     async def round(self, llm: Pipeline, number: int, last: Draft | None) -> Draft:
         """Write a draft and judge it."""
@@ -77,7 +69,7 @@ class _Steps:
             prompt += f"\n\nYour last draft:\n{last.text}\n\nRemarks on it:\n{last.remarks}"
         text = await (await self.generate(here, "write", prompt)).read()
         asked = f"Criticise the draft of round {number} of an article on {topic}. Score it from 0 to 10."
-        critique = (await self.generate(here, "critique", f"{asked}\n\n{text}", _CRITIQUE)).json
+        critique = (await self.generate(here, "critique", f"{asked}\n\n{text}", self._form)).json
         score = min(max(float(critique["score"]), 0.0), 10.0)
         here.note("critique", {"score": score})
         remarks = [*critique["weaknesses"], *critique["suggestions"]]
@@ -98,4 +90,19 @@ class _Steps:
             messages=[{"role": "user", "content": prompt}],
             schema=schema,
             timeout=within,
+            **({} if schema else self._of_texts),
         )
+
+
+def _critique_form(spec: pipeline_pb2.RefineSpec) -> Mapping[str, Any]:
+    """Return the JSON Schema of a critique."""
+    remark: dict[str, Any] = {"type": "string"}
+    if length := spec.max_remark_length if spec.HasField("max_remark_length") else _REMARK_LENGTH:
+        remark["maxLength"] = length
+    remarks = {"type": "array", "items": remark, "maxItems": spec.max_remarks or _REMARKS}
+    properties = {
+        "score": {"type": "number", "minimum": 0, "maximum": 10},
+        **dict.fromkeys(("strengths", "weaknesses", "suggestions"), remarks),
+        "facts_doubtful": {"type": "boolean"},
+    }
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}

@@ -38,6 +38,7 @@ from tests.support.stacks import FAST, stack_settings
 from tests.support.worlds import FILTERED, MODELS, PAINTER, leaves, new_world, world_of
 
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
+DEFAULT_TOKENS: Any = MODELS[0]["default_max_tokens"]
 DEFAULTS = {
     "refine": {"models": {"write": "docstrings"}, "maxRounds": 2},
     "world": {"imageSize": {"width": 32, "height": 32}},
@@ -287,6 +288,37 @@ async def test_what_the_operator_has_set_holds_for_what_a_request_leaves_out(cli
     bare = pipeline_pb2.PipelineRequest(user_id="alice", request_id="bare")
     bare.world.SetInParent()
     assert await bad_fields(submit(clients.pipelines, bare)) == {"pipeline.world.theme", "pipeline.world.models"}
+
+
+async def test_a_critique_is_not_cut_whatever_its_models_default_of_tokens(clients: Clients) -> None:
+    """Its bounds say how many tokens it may have, and max_tokens is of the other steps."""
+    critique = {"score": 9, "strengths": [], "weaknesses": [], "suggestions": ["x" * 400], "facts_doubtful": False}
+    script = f"[[when Criticise: {json.dumps(critique)}]]"
+
+    async def refined(key: str, **bounds: int) -> Followed:
+        pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id=key)
+        spec = {"topic": f"rain{script}", "max_tokens": 3, **bounds}
+        pipeline.refine.CopyFrom(pipeline_pb2.RefineSpec(**spec))
+        return await follow(clients.pipelines, (await submit(clients.pipelines, pipeline)).pipeline_id)
+
+    def used(seen: Followed) -> dict[str, int]:
+        return {path: step.usage.output_tokens for path, step in seen.steps.items() if step.workflow_id}
+
+    bounded = await refined("bounded", max_remarks=2, max_remark_length=400)
+    assert bounded.status.state == llm_pb2.JOB_STATE_SUCCEEDED, bounded.status.root.error
+    tokens = used(bounded)
+    assert tokens.pop("rounds/1/critique") >= len(json.dumps(critique)) > DEFAULT_TOKENS
+    assert tokens == {"rounds/1/write": 3, "edit": 3}
+    job_id = bounded.steps["rounds/1/critique"].workflow_id
+    job = (await clients.jobs.GetJob(llm_pb2.GetJobRequest(workflow_id=job_id))).job
+    properties = json.loads(job.params.json_schema)["properties"]
+    remarks = {"type": "array", "items": {"type": "string", "maxLength": 400}, "maxItems": 2}
+    assert [properties[name] for name in ("strengths", "weaknesses", "suggestions")] == [remarks] * 3
+
+    unbounded = await refined("unbounded", max_remark_length=0)
+    assert reason_of(unbounded.status.root.error) == "INVALID_OUTPUT"
+    assert unbounded.status.root.error.message.startswith(f"the output was cut after {DEFAULT_TOKENS} tokens")
+    assert used(unbounded) == {"rounds/1/write": 3, "rounds/1/critique": DEFAULT_TOKENS}
 
 
 async def test_the_command_downloads_the_pictures(clients: Clients, tmp_path: Path) -> None:

@@ -27,10 +27,17 @@ _BAD_REFINEMENTS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("no time", 'step_timeouts["edit"]', {"step_timeouts": {"edit": Duration(seconds=-1)}}),
     ("a score above 10", "quality_threshold", {"quality_threshold": 10.1}),
     ("no score", "quality_threshold", {"quality_threshold": float("nan")}),
-    ("no rounds", "max_rounds", {"max_rounds": 0}),
-    ("101 rounds", "max_rounds", {"max_rounds": 101}),
-    ("no patience", "patience", {"patience": 0}),
-    ("more patience", "patience", {"patience": 101}),
+    *(
+        (f"{value} {field}", field, {field: value})
+        for field, values in {
+            "max_rounds": (0, 101),
+            "patience": (0, 101),
+            "max_tokens": (-1, 0),
+            "max_remarks": (0, 21),
+            "max_remark_length": (-1, 4097),
+        }.items()
+        for value in values
+    ),
 )
 """What is wrong, the field that the error must name, and the values that make it so."""
 _BAD_WORLDS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (

@@ -1,5 +1,6 @@
 """The activities of LLMPipelineWorkflow that check a step as its call does, and publish the tree."""
 
+import json
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,6 +15,7 @@ from jobs.ids import tenant_of
 from jobs.limits import MAX_STEP_INLINE_BYTES
 from jobs.memo import from_memo
 from jobs.rules import check_submit
+from jobs.schema_length import longest_json
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -79,7 +81,18 @@ class PipelineSteps:
         # Nobody is notified of a step.
         chosen.notify_operator = False
         chosen.max_inline_bytes = MAX_STEP_INLINE_BYTES
+        chosen.default_max_tokens = max(chosen.default_max_tokens, self._tokens_of_form(job))
         return chosen
+
+    def _tokens_of_form(self, job: llm_pb2.JobRequest) -> int:
+        """Return a number of tokens with which JSON of the job's schema is not cut: one for each of its characters.
+
+        It is at most what the model may generate. 0 for a schema that does not bound its JSON, and without one.
+        """
+        model = self._models.get(job.model)
+        if model is None or not job.params.HasField("json_schema"):
+            return 0
+        return min(longest_json(json.loads(job.params.json_schema)) or 0, model.max_output_tokens)
 
     @activity.defn(name=names.ACTIVITY_ADMIT_BATCH)
     async def admit_batch(self, batch: batch_pb2.BatchRequest) -> internal_pb2.BatchOptions:
