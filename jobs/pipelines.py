@@ -74,6 +74,12 @@ def is_path(path: str) -> bool:
     )
 
 
+def is_repeat(node: internal_pb2.PipelineNode, request: pipeline_pb2.AnswerStepRequest) -> bool:
+    """Return whether a step has got this answer already."""
+    contradicts = node.HasField("approved") and node.approved != request.approved
+    return node.answer_id == request.answer_id and not contradicts
+
+
 def matches(path: str, pattern: str) -> bool:
     """Return whether a path matches a pattern of StreamPipelineRequest.follow."""
     names = path.split("/")

@@ -3495,12 +3495,15 @@ class PipelineNode(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     ANSWER_ID_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the tree at which the node last changed."""
     number: _builtins.int
     """Number of nodes that are older."""
     answer_id: _builtins.str
     """AnswerStepRequest.answer_id of the answer that the step has got. Empty before."""
+    approved: _builtins.bool
+    """Whether that answer approves. Unset before, and where code of an earlier version tells the tree."""
     @_builtins.property
     def step(self) -> _pipeline_pb2.StepStatus:
         """The step. Its path is not empty."""
@@ -3512,12 +3515,15 @@ class PipelineNode(_message.Message):
         version: _builtins.int = ...,
         number: _builtins.int = ...,
         answer_id: _builtins.str = ...,
+        approved: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "approved", b"approved", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_id", b"answer_id", "number", b"number", "step", b"step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "answer_id", b"answer_id", "approved", b"approved", "number", b"number", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__approved: _TypeAlias = _typing.Literal["approved"]  # noqa: Y015
+    _WhichOneofArgType__approved: _TypeAlias = _typing.Literal["_approved", b"_approved"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__approved) -> _WhichOneofReturnType__approved | None: ...
 
 Global___PipelineNode: _TypeAlias = PipelineNode  # noqa: Y015
 

@@ -1514,7 +1514,7 @@ class AnswerStepRequest(_message.Message):
     path: _builtins.str
     """The path of the step. Required."""
     answer_id: _builtins.str
-    """The caller's own id of the answer, in the form of a request_id. The same id again is the same answer. Required."""
+    """The caller's own id of the answer, in the form of a request_id. A repeat of the answer has the same. Required."""
     approved: _builtins.bool
     """Whether the pipeline may do what the step asks for."""
     def __init__(

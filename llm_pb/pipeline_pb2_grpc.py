@@ -109,7 +109,8 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AnswerStep(self, request, context):
-        """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat with the same answer_id is no error and changes nothing.
+        """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat, which has the same answer_id and the same answer, is no error
+        and changes nothing. Any other answer to the step is ALREADY_EXISTS then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

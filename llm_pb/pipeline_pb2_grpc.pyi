@@ -58,7 +58,9 @@ class PipelineServiceStub:
     output, then its compensations run. A pipeline that has ended does not change.
     """
     AnswerStep: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.AnswerStepRequest, _pipeline_pb2.AnswerStepResponse]
-    """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat with the same answer_id is no error and changes nothing."""
+    """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat, which has the same answer_id and the same answer, is no error
+    and changes nothing. Any other answer to the step is ALREADY_EXISTS then.
+    """
     ListPipelines: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ListPipelinesRequest, _pipeline_pb2.ListPipelinesResponse]
     """Lists pipelines, open ones first, then those that ended last."""
 
@@ -115,7 +117,9 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.AnswerStepRequest,
         context: _aio.ServicerContext[_pipeline_pb2.AnswerStepRequest, _abc.Awaitable[_pipeline_pb2.AnswerStepResponse]],
     ) -> _abc.Awaitable[_pipeline_pb2.AnswerStepResponse]:
-        """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat with the same answer_id is no error and changes nothing."""
+        """Answers a step in STEP_STATE_NEEDS_ANSWER, and returns it. A repeat, which has the same answer_id and the same answer, is no error
+        and changes nothing. Any other answer to the step is ALREADY_EXISTS then.
+        """
 
     @_abc_1.abstractmethod
     def ListPipelines(

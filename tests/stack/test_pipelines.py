@@ -106,10 +106,17 @@ async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any)
     assert refused == ("FAILED_PRECONDITION", names.STEP_NOT_WAITING)
     given = await answer(pipelines, id_, path, "a", approved=True)
     assert given.summary_json == '{"approved": true}'
+
+    async def repeat() -> None:
+        """The same answer is no error. Another one is, whatever its id."""
+        assert (await answer(pipelines, id_, path, "a", approved=True)).path == path
+        for other, approved in (("b", True), ("b", False), ("a", False)):
+            refused = await refusal(answer(pipelines, id_, path, other, approved=approved))
+            assert refused == ("ALREADY_EXISTS", names.STEP_ANSWERED), (other, approved)
+
+    await repeat()
     seen = await follow(pipelines, id_, known=seen)
-    # The same answer is no error, another one is, also after the end.
-    assert (await answer(pipelines, id_, path, "a", approved=True)).state == SUCCEEDED
-    assert await refusal(answer(pipelines, id_, path, "b", approved=False)) == ("ALREADY_EXISTS", names.STEP_ANSWERED)
+    await repeat()
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert not seen.status.root.counts.needs_answer
     assert reason_of(seen.status.root.error) == "ENGINE_FAILED"
@@ -151,14 +158,14 @@ async def test_the_python_client_runs_pipelines(stack: Stack) -> None:
 
 
 async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any, stub: LlmServiceStub) -> None:
-    id_ = (await submit(pipelines, new_pipeline("fan", Int32Value(value=6)))).pipeline_id
-    seen = await follow(pipelines, id_, "**", until=lambda seen: len(seen.outputs) == 6)
+    id_ = (await submit(pipelines, new_pipeline("leaves", Int32Value(value=20)))).pipeline_id
+    seen = await follow(pipelines, id_, "**", until=lambda seen: len(seen.outputs) == 20)
     assert (await cancel(pipelines, id_)).cancel_requested
     seen = await follow(pipelines, id_, "**", known=seen)
     assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
     assert "enough" in seen.status.root.error.message
-    assert seen.status.root.counts.cancelled == 6
-    for number in range(6):
+    assert seen.status.root.counts.cancelled == 20
+    for number in range(20):
         path = f"parts/{number}/write"
         assert seen.steps[path].state == pipeline_pb2.STEP_STATE_CANCELLED
         job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
@@ -174,6 +181,27 @@ async def test_a_fan_out_that_is_too_wide_fails_before_its_first_step(pipelines:
     assert reason_of(seen.status.root.error) == "TOO_MANY_STEPS"
     assert "2001 items, and 2000 of 2000 steps are left" in seen.status.root.error.message
     assert seen.status.root.counts.total == 0
+
+
+async def test_no_step_has_a_name_that_means_something_else_in_the_address_of_a_job(pipelines: Any) -> None:
+    for path in ("status", "parts/stream", "cancel/write", "parts/deliveries/write"):
+        seen = await follow(
+            pipelines, (await submit(pipelines, new_pipeline("deep", StringValue(value=path)))).pipeline_id
+        )
+        assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+        assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
+        assert seen.status.root.error.message == f"ValueError: no step can have the path {path!r}"
+        assert not seen.steps
+
+
+async def test_changes_of_the_tree_come_at_most_four_times_a_second(pipelines: Any) -> None:
+    id_ = (await submit(pipelines, new_pipeline("restless", Int32Value(value=20)))).pipeline_id
+    seen = await follow(pipelines, id_)
+    assert seen.steps["first"].summary_json == '{"change": 19}'
+    root = seen.status.root
+    seconds = (root.end_time.ToNanoseconds() - root.start_time.ToNanoseconds()) / 1e9
+    # The tree at the begin of the stream, the first change, the last tree, and the result.
+    assert seen.messages <= 4 * seconds + 4
 
 
 async def test_a_budget_bounds_all_steps_together(pipelines: Any) -> None:

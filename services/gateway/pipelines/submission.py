@@ -16,7 +16,7 @@ from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete, check_submit
-from jobs.pipelines import FINAL_STATES, new_status, with_defaults
+from jobs.pipelines import FINAL_STATES, is_repeat, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
@@ -227,7 +227,7 @@ class PipelineSubmission:
             raise temporal_unavailable("the steps of the pipeline cannot be read; call again")
         if node is None:
             raise answer_refused(names.STEP_NOT_FOUND, f"there is no step {request.path!r}")
-        if node.answer_id == request.answer_id:
+        if is_repeat(node, request):
             return node.step
         if node.answer_id:
             raise answer_refused(names.STEP_ANSWERED, f"{request.path} has got another answer")

@@ -1,5 +1,6 @@
 """Pipelines of the tests: each shows one thing that pipelines can do."""
 
+import asyncio
 from datetime import timedelta
 
 from google.protobuf.struct_pb2 import Struct
@@ -16,6 +17,18 @@ async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
         return len((await part.generate("write", model="docstrings", prompt=f"Part {number}.", max_tokens=8000)).text)
 
     return Int32Value(value=sum(await llm.map("parts", range(count.value), write, limit=count.value)))
+
+
+@pipeline("leaves", Int32Value, Int32Value)
+async def leaves(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Run so many jobs at the same time that end by a cancel: three generate, the others have stopped doing so."""
+
+    async def write(part: Pipeline, number: int) -> None:
+        hang = "" if number < 3 else "[[fault:hang@5]]"
+        await part.generate("write", model="docstrings", prompt=f"Part {number}.{hang}", max_tokens=8000)
+
+    await llm.map("parts", range(count.value), write, limit=count.value)
+    return count
 
 
 @pipeline("careful", StringValue, StringValue)
@@ -92,6 +105,16 @@ async def broken(llm: Pipeline, spec: Struct) -> StringValue:
 async def deep(llm: Pipeline, path: StringValue) -> StringValue:
     """Generate at a path."""
     return StringValue(value=(await llm.generate(path.value, model="docstrings", prompt="Deep.", max_tokens=4)).text)
+
+
+@pipeline("restless", Int32Value, StringValue)
+async def restless(llm: Pipeline, changes: Int32Value) -> StringValue:
+    """Change what is noted of a step, so many times, every 50 ms."""
+    await llm.generate("first", model="docstrings", prompt="Rest.", max_tokens=1)
+    for number in range(changes.value):
+        await asyncio.sleep(0.05)
+        llm.note("first", {"change": number})
+    return StringValue(value="done")
 
 
 @pipeline("twice", StringValue, StringValue)
