@@ -137,8 +137,7 @@ def test_every_pipeline_that_comes_along_is_recorded() -> None:
         recorded_specs.add(
             data_converter.payload_converter.from_payload(payload, internal_pb2.PipelineRun).pipeline.WhichOneof("spec")
         )
-    # `preprocess` is the beginning of `training`.
-    assert recorded_specs == {*TYPED, "custom"} - {"preprocess"}
+    assert recorded_specs == {*TYPED, "custom"}
 
 
 @pytest.mark.parametrize("workflow_type", BY_TYPE)

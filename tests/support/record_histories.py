@@ -21,7 +21,7 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id, models_workflow_id
-from llm_pb import common_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -240,7 +240,7 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
 
 
 async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> dict[str, str]:
-    """Train a model that is registered, and cancel a training; return the ids of the workflows by name."""
+    """Train a model that is registered, cancel a training, and preprocess a data set; return the ids by name."""
     models = {"tiny": str(write_tiny_model(folder))}
     await stack.add("trainer", {"TRAINER_BASE_MODELS": json.dumps(models), "TRAINER_DEVICE": "cpu"}).start()
     dataset = (await upload(FileServiceStub(channel), new_file(), jsonl(sentences(60)))).ref
@@ -251,7 +251,16 @@ async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> di
     await follow(stub, stopped, until=lambda seen: "train" in seen.steps)
     await cancel(stub, stopped)
     await follow(stub, stopped)
-    return {"training": trained, "training-cancelled": stopped, "models": models_workflow_id("")}
+    spec = pipeline_pb2.PreprocessSpec(base_model="tiny", dataset=dataset)
+    prepare = pipeline_pb2.PipelineRequest(user_id="trainer", request_id="prepare", preprocess=spec)
+    prepared = (await submit(stub, prepare)).pipeline_id
+    await follow(stub, prepared)
+    return {
+        "training": trained,
+        "training-cancelled": stopped,
+        "preprocess": prepared,
+        "models": models_workflow_id(""),
+    }
 
 
 async def removed_models(stub: LlmServiceStub, temporal: Client) -> str:
