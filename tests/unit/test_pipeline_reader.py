@@ -34,6 +34,11 @@ class Workflow:
 
     def __init__(self, *answers: internal_pb2.PipelineRecord) -> None:
         self.answers = [*answers]
+        self.description: WorkflowExecutionDescription | None = None
+
+    async def describe(self, **_: Any) -> WorkflowExecutionDescription:
+        assert self.description is not None
+        return self.description
 
     def get_workflow_handle(self, *_: Any, **__: Any) -> "Workflow":
         return self
@@ -45,10 +50,15 @@ class Workflow:
 
 
 def described(
-    length: int, run: str = "a", status: WorkflowExecutionStatus = WorkflowExecutionStatus.RUNNING
+    length: int,
+    run: str = "a",
+    status: WorkflowExecutionStatus = WorkflowExecutionStatus.RUNNING,
+    left: pipeline_pb2.PipelineStatus | None = None,
 ) -> WorkflowExecutionDescription:
+    """Return a description of a workflow whose memo has the status that it has left."""
+
     async def memo_value(_: str, default: Any = None) -> Any:
-        return default
+        return default if left is None else left
 
     raw = DescribeWorkflowExecutionResponse()
     raw.workflow_execution_info.first_run_id = run
@@ -85,6 +95,23 @@ async def test_an_answer_that_comes_late_does_not_replace_a_newer_one() -> None:
     await reader.record_of(described(50))
     await reader.record_of(described(48))
     assert (await reader.record_of(described(52))).version == 3
+
+
+async def test_the_status_of_a_pipeline_that_ends_while_it_is_read_is_the_one_that_it_has_left() -> None:
+    """A query that comes after its end is answered by a replay, which may find other times."""
+    record = record_of(2)
+    record.status.state = llm_pb2.JOB_STATE_SUCCEEDED
+    left = pipeline_pb2.PipelineStatus()
+    left.CopyFrom(record.status)
+    record.status.root.end_time.seconds, left.root.end_time.seconds = 7, 8
+    workflow = Workflow(record, record)
+    reader = PipelineReader(cast("Client", workflow), cast("DeliveryReader", NoDeliveries()))
+    workflow.description = described(52, status=WorkflowExecutionStatus.COMPLETED, left=left)
+    assert (await reader.record_of(described(50))).status == left
+    # Temporal does not have its end yet.
+    workflow.answers, workflow.description = [record], described(50)
+    with pytest.raises(ApiError):
+        await reader.record_of(described(50))
 
 
 async def test_a_gateway_that_has_not_seen_the_steps_says_that_the_pipeline_does_not_answer() -> None:

@@ -67,7 +67,14 @@ class PipelineReader:
         KeysUnavailable.
         """
         if description.status == WorkflowExecutionStatus.RUNNING:
-            return await self._ask(description)
+            record = await self._ask(description)
+            if record.status.state not in FINAL_STATES:
+                return record
+            # It has ended since. What counts is in its memo: a replay, which may have answered, finds other times.
+            again = await self._runs.describe(description.id, description.run_id)
+            if again is None or again.status == WorkflowExecutionStatus.RUNNING:
+                raise no_answer("pipeline")
+            description = again
         status = await closed_status(description)
         try:
             record = await self._ask(description)
