@@ -380,6 +380,24 @@ async def test_a_file_that_has_expired_is_free_as_soon_as_it_is_gone(
         await upload(brief, new_file(), b"2")
 
 
+@pytest.mark.parametrize("method", ["DescribeWorkflowExecution", "QueryWorkflow"])
+async def test_an_upload_that_another_one_overtakes_removes_nothing(callers: Callers, slow: Slow, method: str) -> None:
+    """It has the content of the other one before its own, or is not what was declared although the other one is."""
+    acme, other = callers.of("acme"), callers.at(slow.channel, "acme")
+    key = new_file(file={"ref": common_pb2.FileRef(size_bytes=6)})
+    id_ = (await upload(acme, key, b"", last=False)).ref.file_id
+
+    async def overtake() -> None:
+        await upload(acme, key, b"abc", last=False)
+
+    slow.temporal.meanwhile[method] = overtake
+    mine = b"abcdef" if method == "DescribeWorkflowExecution" else b"other"
+    assert await refusal(upload(other, key, mine)) == ("ABORTED", "UPLOAD_OVERTAKEN")
+    assert not slow.temporal.meanwhile
+    assert (await upload(acme, key, b"abcdef", 3)).state == file_pb2.FILE_STATE_READY
+    assert await download(acme, id_) == b"abcdef"
+
+
 async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: Path) -> None:
     acme = callers.of("acme")
     file = await upload(acme, new_file(file={"user_id": "audited"}), b"xyzzy")

@@ -12,7 +12,7 @@ from llm_pb import file_pb2, internal_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
-from services.gateway.errors import exhausted, file_not_found, invalid, wrong_offset
+from services.gateway.errors import exhausted, file_not_found, invalid, upload_overtaken, wrong_offset
 from services.gateway.files.failures import store_errors
 from services.gateway.files.incoming import Incoming
 from services.gateway.files.reader import FileReader, FoundFile
@@ -82,8 +82,7 @@ class Uploads:
         id_ = found.file.ref.file_id
         workflow_id = file_workflow_id(id_, caller.tenant)
         record = await self._reader.record_of(workflow_id)
-        if not record.prefix:
-            raise file_not_found(id_)
+        _require_same(record, found)
         segments = [StoredObject(item.name, item.size) for item in record.segments]
         store = self._store.of_tenant(caller.tenant)
         # What an earlier call has sent is read back only when the file is whole.
@@ -148,6 +147,8 @@ class Uploads:
             rule = f"says {declared.ref.sha256.hex()}; the content has {sha256.hexdigest()}"
             violations.append(Violation("file.ref.sha256", rule))
         if violations:
+            # Another upload under the key may be what was declared.
+            _require_same(await self._reader.record_of(workflow_id), found)
             await self._records.remove(workflow_id, found)
             raise invalid(violations)
         commit.last, commit.sha256 = True, sha256.digest()
@@ -167,6 +168,14 @@ class Uploads:
                 if (await self._reader.record_of(workflow_id)).prefix != record.prefix:
                     raise file_not_found(id_) from None
                 raise
+
+
+def _require_same(record: internal_pb2.FileRecord, found: FoundFile) -> None:
+    """Raise ApiError unless the record is that of the file, and nothing was committed since it was found."""
+    if not record.prefix or record.file.create_time != found.file.create_time:
+        raise file_not_found(found.file.ref.file_id)
+    if record.file.committed_bytes != found.file.committed_bytes:
+        raise upload_overtaken(record.file.committed_bytes)
 
 
 async def _hash_of(store: Store, segments: list[StoredObject]) -> "hashlib._Hash":
