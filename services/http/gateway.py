@@ -47,6 +47,8 @@ _OPTIONS: Final = (
 )
 _BETWEEN_PROBES: Final = 0.5
 _OPEN_SECONDS: Final = 10
+_MAX_CREDENTIAL: Final = 15 * 1024
+"""Maximum size of a credential, in bytes. With the other metadata of a call it fits into what gRPC takes."""
 _CALLS: Final = "gateway_calls"
 """The key of a scope with the calls of the request."""
 
@@ -227,12 +229,16 @@ def _end(span: Span, code: grpc.StatusCode) -> None:
 
 
 def _credential(request: Request) -> dict[str, str]:
-    """Return the metadata with the credential as it came; empty without one."""
+    """Return the metadata with the credential as it came; empty without one. Raises Failure, 401."""
     values = request.headers.getlist("authorization")
     if not values:
         return {}
-    if len(values) > 1 or not (values[0].isascii() and values[0].isprintable()):
-        message = "the credential must be sent once, as `Authorization: Bearer <credential>`"
+    printable = values[0].isascii() and values[0].isprintable()
+    if len(values) > 1 or not printable or len(values[0]) > _MAX_CREDENTIAL:
+        message = (
+            "the credential must be sent once, as `Authorization: Bearer <credential>` of at most"
+            f" {_MAX_CREDENTIAL} bytes"
+        )
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
         raise Failure(HTTPStatus.UNAUTHORIZED, message, "CREDENTIAL_INVALID", headers=challenge)
     return {"authorization": values[0]}

@@ -298,6 +298,9 @@ async def test_the_callers_credential_goes_to_the_gateway(stack: Stack, tmp_path
                 assert answer.headers.get("www-authenticate") == challenge
         twice = [("Authorization", f"Bearer {every}"), ("Authorization", f"Bearer {submits}")]
         assert (await front.client.get("/models", headers=twice)).status_code == 401
+        # gRPC would refuse it as too large, as if a limit were reached.
+        large = await front.client.get("/models", headers={"Authorization": f"Bearer {'x' * 20_000}"})
+        assert (large.status_code, large.json()["reason"]) == (401, "CREDENTIAL_INVALID")
         assert (await front.client.get("/models", headers={"Authorization": f"Bearer {every}"})).status_code == 200
     await gateway.terminate()
 
