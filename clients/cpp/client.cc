@@ -22,7 +22,7 @@
 
 namespace pb = llm::v1;
 using grpc::StatusCode;
-using std::chrono::milliseconds;
+using std::chrono::milliseconds, std::chrono::seconds, std::chrono::system_clock;
 
 std::string setting(const char* name, const char* otherwise) {
   const char* value = std::getenv(name);
@@ -32,7 +32,7 @@ std::string setting(const char* name, const char* otherwise) {
 // Gives a call the time limit of a setting, in seconds.
 void limit(grpc::ClientContext& context, const char* name, const char* otherwise) {
   milliseconds most(static_cast<int64_t>(std::stod(setting(name, otherwise)) * 1000));
-  context.set_deadline(std::chrono::system_clock::now() + most);
+  context.set_deadline(system_clock::now() + most);
 }
 
 bool is_final(pb::JobState state) { return state >= pb::JOB_STATE_SUCCEEDED; }
@@ -52,81 +52,46 @@ std::optional<milliseconds> retry_delay(const grpc::Status& failure) {
   return std::nullopt;
 }
 
-// Prints a job's output on stdout, and all else about it on stderr.
-class Watcher {
- public:
-  Watcher(pb::LlmService::Stub& stub, const std::string& id, const std::string& token) : stub_(stub) {
-    request_.set_workflow_id(id);
-    request_.set_resume_token(token);
-  }
-
-  // Sets the job's last status. A stream that breaks is opened again where it broke, so that every byte of the output is
-  // printed once.
-  grpc::Status watch(pb::JobStatus& last) {
-    for (;;) {
-      grpc::Status status = follow(last);
-      // A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
-      bool lasted = messages_ > 0 && status.error_code() == StatusCode::DEADLINE_EXCEEDED;
-      failures_ = lasted ? 0 : failures_ + 1;
-      if (lasted) continue;
-      // The address may be wrong as long as no gateway has answered. One that is full has answered.
-      if (status.error_code() == StatusCode::RESOURCE_EXHAUSTED) tries_ = 60;
-      auto delay = retry_delay(status);
-      if (status.ok() || !delay || failures_ >= tries_) return status;
-      note(status.error_message() + "; going on at byte " + std::to_string(end_));
-      std::this_thread::sleep_for(*delay);
-    }
-  }
-
- private:
-  // Prints what one stream brings. Returns OK once the job has ended.
-  grpc::Status follow(pb::JobStatus& last) {
+// Prints the job's output and states to its end, and sets its last status. A stream that breaks is opened again where it
+// broke, so that every byte of the output is printed once.
+grpc::Status watch(pb::LlmService::Stub& stub, pb::StreamStatusRequest request, pb::JobStatus& last) {
+  int64_t end = 0;
+  pb::JobState state = pb::JOB_STATE_UNSPECIFIED;
+  // The address may be wrong as long as no gateway has answered.
+  auto give_up = system_clock::now() + seconds(5);
+  for (;;) {
     grpc::ClientContext context;
     // A stream is opened again after this time, so that a dead connection is noticed.
     limit(context, "LLM_STREAM_SECONDS", "120");
-    auto stream = stub_.StreamStatus(&context, request_);
+    auto stream = stub.StreamStatus(&context, request);
     pb::StreamStatusResponse message;
-    for (messages_ = 0; stream->Read(&message);) {
-      // Each stream begins with the status, which the last stream may have brought already.
-      if (++messages_ > 1 || message.has_delta()) failures_ = 0;
-      tries_ = 60;
-      if (!message.resume_token().empty()) request_.set_resume_token(message.resume_token());
-      show(message);
+    bool answered = false;
+    while (stream->Read(&message)) {
+      answered = true;
+      give_up = system_clock::now() + seconds(60);
+      end = message.next_offset();
       last = message.status();
+      if (!message.resume_token().empty()) request.set_resume_token(message.resume_token());
+      if (message.delta().rewind())
+        std::cerr << "\nthe job started over: what follows replaces the output from byte " << message.delta().offset() << "\n";
+      std::cout << message.delta().text() << std::flush;
+      if (message.has_status() && last.state() != state)
+        std::cerr << "\n" << pb::JobState_Name(state = last.state()) << "\n";
       // Output may follow a first message with a final status.
       if (is_final(last.state()) && (message.has_result() || !message.has_delta())) return grpc::Status::OK;
     }
     grpc::Status status = stream->Finish();
-    return status.ok() ? grpc::Status(StatusCode::UNAVAILABLE, "the stream ended before the job did") : status;
+    if (status.ok()) status = grpc::Status(StatusCode::UNAVAILABLE, "the stream ended before the job did");
+    // A job may be silent for hours.
+    if (answered && status.error_code() == StatusCode::DEADLINE_EXCEEDED) continue;
+    // A gateway that is full has answered.
+    if (status.error_code() == StatusCode::RESOURCE_EXHAUSTED) give_up = system_clock::now() + seconds(60);
+    auto delay = retry_delay(status);
+    if (!delay || system_clock::now() > give_up) return status;
+    std::cerr << "\n" << status.error_message() << "; going on at byte " << end << "\n";
+    std::this_thread::sleep_for(*delay);
   }
-
-  // Prints the output, and each new state.
-  void show(const pb::StreamStatusResponse& message) {
-    end_ = message.next_offset();
-    if (message.delta().rewind())
-      note("the job started over: what follows replaces the output from byte " + std::to_string(message.delta().offset()));
-    const std::string& text = message.delta().text();
-    std::cout << text << std::flush;
-    if (!text.empty()) in_line_ = text.back() != '\n';
-    if (message.has_status() && message.status().state() != state_) {
-      state_ = message.status().state();
-      note(pb::JobState_Name(state_));
-    }
-  }
-
-  // Prints a line. On a terminal it does not continue a line of the output.
-  void note(const std::string& line) {
-    std::cerr << (in_line_ ? "\n" : "") << line << "\n";
-    in_line_ = false;
-  }
-
-  pb::LlmService::Stub& stub_;
-  pb::StreamStatusRequest request_;
-  pb::JobState state_ = pb::JOB_STATE_UNSPECIFIED;
-  int64_t end_ = 0;
-  bool in_line_ = false;
-  int messages_ = 0, failures_ = 0, tries_ = 5;
-};
+}
 
 int main(int count, char** values) {
   auto argument = [&](int place) { return std::string(place < count ? values[place] : ""); };
@@ -135,7 +100,6 @@ int main(int count, char** values) {
   grpc::ClientContext context;
   limit(context, "LLM_TIMEOUT_SECONDS", "30");
   grpc::Status status;
-  bool succeeded = true;
   if (command == "submit") {
     pb::SubmitRequest request;
     pb::SubmitResponse response;
@@ -147,10 +111,15 @@ int main(int count, char** values) {
     status = stub->Submit(&context, request, &response);
     if (status.ok()) std::cout << response.workflow_id() << "\n";
   } else if (command == "watch") {
+    pb::StreamStatusRequest request;
     pb::JobStatus last;
-    status = Watcher(*stub, argument(2), argument(3)).watch(last);
-    if (last.has_error()) std::cerr << last.error().message() << "\n";
-    succeeded = last.state() == pb::JOB_STATE_SUCCEEDED;
+    request.set_workflow_id(argument(2));
+    request.set_resume_token(argument(3));
+    status = watch(*stub, request, last);
+    if (status.ok() && last.state() != pb::JOB_STATE_SUCCEEDED) {
+      std::cerr << last.error().message() << "\n";
+      return 1;
+    }
   } else if (command == "cancel") {
     pb::CancelRequest request;
     pb::CancelResponse response;
@@ -163,9 +132,9 @@ int main(int count, char** values) {
     std::cerr << "usage: client submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]\n";
     return 1;
   }
-  if (!status.ok())
-    std::cerr << google::rpc::Code_Name(static_cast<google::rpc::Code>(status.error_code())) << ": " << status.error_message() << "\n";
+  if (status.ok()) return 0;
+  std::cerr << google::rpc::Code_Name(static_cast<google::rpc::Code>(status.error_code())) << ": " << status.error_message() << "\n";
   if (status.error_code() == StatusCode::UNAVAILABLE)
     std::cerr << "Does a gateway listen at " << address << "? LLM_ADDRESS names another address.\n";
-  return status.ok() && succeeded ? 0 : 1;
+  return 1;
 }

@@ -14,7 +14,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -43,8 +42,62 @@ func limit(name, otherwise string) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), most)
 }
 
-// isFinal says whether a job stays in the state.
 func isFinal(state pb.JobState) bool { return state >= pb.JobState_JOB_STATE_SUCCEEDED }
+
+// watch prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again
+// where it broke, so that every byte of the output is printed once.
+func watch(client pb.LlmServiceClient, request *pb.StreamStatusRequest) (*pb.JobStatus, error) {
+	var end int64
+	var state pb.JobState
+	// The address may be wrong as long as no gateway has answered.
+	giveUp := time.Now().Add(5 * time.Second)
+	for {
+		// A stream is opened again after this time, so that a dead connection is noticed.
+		ctx, cancel := limit("LLM_STREAM_SECONDS", "120")
+		stream, err := client.StreamStatus(ctx, request)
+		answered := false
+		for err == nil {
+			var message *pb.StreamStatusResponse
+			if message, err = stream.Recv(); err != nil {
+				break
+			}
+			answered, giveUp, end = true, time.Now().Add(time.Minute), message.NextOffset
+			if message.ResumeToken != "" {
+				request.ResumeToken = message.ResumeToken
+			}
+			if message.GetDelta().GetRewind() {
+				log.Printf("\nthe job started over: what follows replaces the output from byte %d", message.Delta.Offset)
+			}
+			fmt.Print(message.GetDelta().GetText())
+			if message.Status != nil && message.Status.State != state {
+				state = message.Status.State
+				log.Printf("\n%s", state)
+			}
+			// Output may follow a first message with a final status.
+			if isFinal(message.GetStatus().GetState()) && (message.Result != nil || message.Delta == nil) {
+				cancel()
+				return message.Status, nil
+			}
+		}
+		cancel()
+		if err == io.EOF {
+			err = status.Error(codes.Unavailable, "the stream ended before the job did")
+		}
+		failure := status.Convert(err)
+		if answered && failure.Code() == codes.DeadlineExceeded {
+			continue // A job may be silent for hours.
+		}
+		if failure.Code() == codes.ResourceExhausted {
+			giveUp = time.Now().Add(time.Minute) // A gateway that is full has answered.
+		}
+		delay, passes := retryDelay(failure)
+		if !passes || time.Now().After(giveUp) {
+			return nil, err
+		}
+		log.Printf("\n%s; going on at byte %d", failure.Message(), end)
+		time.Sleep(delay)
+	}
+}
 
 // retryDelay returns the time until the next try after an error, and whether the error passes by itself.
 func retryDelay(failure *status.Status) (time.Duration, bool) {
@@ -60,104 +113,6 @@ func retryDelay(failure *status.Status) (time.Duration, bool) {
 		return time.Second, len(failure.Details()) == 0
 	}
 	return 0, false
-}
-
-// A watcher prints a job's output on stdout, and all else about it on stderr.
-type watcher struct {
-	client pb.LlmServiceClient
-	id     string
-	token  string // Names what has been printed.
-	end    int64  // Where that ends, in bytes.
-	state  pb.JobState
-	inLine bool // The output has not ended with a line.
-
-	failures, tries int // Of streams in a row.
-}
-
-// watch returns the job's last status. A stream that breaks is opened again where it broke, so that every byte of the
-// output is printed once.
-func (w *watcher) watch() (*pb.JobStatus, error) {
-	for w.tries = 5; ; {
-		last, err := w.follow()
-		if last != nil {
-			return last, nil
-		} else if err == nil {
-			continue
-		}
-		failure := status.Convert(err)
-		if failure.Code() == codes.ResourceExhausted {
-			w.tries = 60 // The address may be wrong as long as no gateway has answered. One that is full has answered.
-		}
-		w.failures++
-		delay, passes := retryDelay(failure)
-		if !passes || w.failures >= w.tries {
-			return nil, err
-		}
-		w.note("%s; going on at byte %d", failure.Message(), w.end)
-		time.Sleep(delay)
-	}
-}
-
-// follow prints what one stream brings. It returns the status of a job that has ended, and nothing for a job that is
-// silent, which it may be for hours.
-func (w *watcher) follow() (*pb.JobStatus, error) {
-	// A stream is opened again after this time, so that a dead connection is noticed.
-	ctx, cancel := limit("LLM_STREAM_SECONDS", "120")
-	defer cancel()
-	stream, err := w.client.StreamStatus(ctx, &pb.StreamStatusRequest{WorkflowId: w.id, ResumeToken: w.token})
-	if err != nil {
-		return nil, err
-	}
-	for first := true; ; first = false {
-		message, err := stream.Recv()
-		switch {
-		case err == io.EOF:
-			return nil, status.Error(codes.Unavailable, "the stream ended before the job did")
-		case !first && status.Code(err) == codes.DeadlineExceeded:
-			w.failures = 0
-			return nil, nil
-		case err != nil:
-			return nil, err
-		}
-		w.tries = 60
-		// Each stream begins with the status, which the last stream may have brought already.
-		if !first || message.Delta != nil {
-			w.failures = 0
-		}
-		w.show(message)
-		// Output may follow a first message with a final status.
-		if isFinal(message.GetStatus().GetState()) && (message.Result != nil || message.Delta == nil) {
-			return message.Status, nil
-		}
-	}
-}
-
-// show prints the output, and each new state.
-func (w *watcher) show(message *pb.StreamStatusResponse) {
-	if message.ResumeToken != "" {
-		w.token = message.ResumeToken
-	}
-	w.end = message.NextOffset
-	if delta := message.Delta; delta != nil {
-		if delta.Rewind {
-			w.note("the job started over: what follows replaces the output from byte %d", delta.Offset)
-		}
-		fmt.Print(delta.Text)
-		w.inLine = !strings.HasSuffix(delta.Text, "\n")
-	}
-	if message.Status != nil && message.Status.State != w.state {
-		w.state = message.Status.State
-		w.note("%s", w.state)
-	}
-}
-
-// note prints a line. On a terminal it does not continue a line of the output.
-func (w *watcher) note(format string, values ...interface{}) {
-	if w.inLine {
-		format = "\n" + format
-	}
-	w.inLine = false
-	log.Printf(format, values...)
 }
 
 // run does what the command line asks for. A watch of a job that does not succeed is an error.
@@ -176,7 +131,7 @@ func run(client pb.LlmServiceClient, command, argument, optional string) error {
 		}
 		return err
 	case "watch":
-		last, err := (&watcher{client: client, id: argument, token: optional}).watch()
+		last, err := watch(client, &pb.StreamStatusRequest{WorkflowId: argument, ResumeToken: optional})
 		if err == nil && last.State != pb.JobState_JOB_STATE_SUCCEEDED {
 			err = errors.New(last.GetError().GetMessage())
 		}
@@ -197,20 +152,18 @@ func main() {
 	log.SetFlags(0)
 	address := setting("LLM_ADDRESS", "127.0.0.1:50051")
 	channel, err := grpc.Dial(address, grpc.WithInsecure())
-	if err == nil {
-		arguments := append(os.Args[1:], "", "", "")
-		err = run(pb.NewLlmServiceClient(channel), arguments[0], arguments[1], arguments[2])
+	if err != nil {
+		log.Fatal(err)
 	}
-	if err == nil {
+	arguments := append(os.Args[1:], "", "", "")
+	if err = run(pb.NewLlmServiceClient(channel), arguments[0], arguments[1], arguments[2]); err == nil {
 		return
 	}
-	if failure, ok := status.FromError(err); !ok {
-		log.Print(err)
-	} else {
-		log.Printf("%s: %s", code.Code(failure.Code()), failure.Message())
+	if failure, ok := status.FromError(err); ok {
+		err = fmt.Errorf("%s: %s", code.Code(failure.Code()), failure.Message())
 		if failure.Code() == codes.Unavailable {
-			log.Printf("Does a gateway listen at %s? LLM_ADDRESS names another address.", address)
+			err = fmt.Errorf("%w\nDoes a gateway listen at %s? LLM_ADDRESS names another address.", err, address)
 		}
 	}
-	os.Exit(1)
+	log.Fatal(err)
 }

@@ -16,6 +16,7 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
+import java.time.Instant;
 import java.util.Iterator;
 import java.util.concurrent.TimeUnit;
 import llm.v1.*;
@@ -61,62 +62,48 @@ public class Client {
   // where it broke, so that every byte of the output is printed once.
   static JobStatus watch(LlmServiceBlockingStub stub, String id, String token) throws Exception {
     long offset = 0;
-    int failures = 0, tries = 5;
+    JobState state = JobState.JOB_STATE_UNSPECIFIED;
+    // The address may be wrong as long as no gateway has answered.
+    Instant giveUp = Instant.now().plusSeconds(5);
     for (; ; ) {
-      int messages = 0;
+      boolean answered = false;
       try {
         StreamStatusRequest request = StreamStatusRequest.newBuilder().setWorkflowId(id).setResumeToken(token).build();
         // A stream is opened again after this time, so that a dead connection is noticed.
         Iterator<StreamStatusResponse> stream = limited(stub, "LLM_STREAM_SECONDS", "120").streamStatus(request);
         while (stream.hasNext()) {
           StreamStatusResponse message = stream.next();
-          // Each stream begins with the status, which the last stream may have brought already.
-          if (++messages > 1 || message.hasDelta()) failures = 0;
-          tries = 60;
+          OutputDelta delta = message.getDelta();
+          JobStatus status = message.getStatus();
+          answered = true;
+          giveUp = Instant.now().plusSeconds(60);
           offset = message.getNextOffset();
           if (!message.getResumeToken().isEmpty()) token = message.getResumeToken();
-          show(message);
+          if (delta.getRewind()) note("the job started over: what follows replaces the output from byte " + delta.getOffset());
+          OUT.print(delta.getText());
+          OUT.flush();
+          if (message.hasStatus() && status.getState() != state) note(state = status.getState());
           // Output may follow a first message with a final status.
-          boolean last = message.hasResult() || !message.hasDelta();
-          if (isFinal(message.getStatus().getState()) && last) return message.getStatus();
+          if (isFinal(status.getState()) && (message.hasResult() || !message.hasDelta())) return status;
         }
         throw Status.UNAVAILABLE.withDescription("the stream ended before the job did").asRuntimeException();
       } catch (StatusRuntimeException error) {
         Status.Code code = error.getStatus().getCode();
-        // A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
-        boolean lasted = messages > 0 && code == Status.Code.DEADLINE_EXCEEDED;
-        failures = lasted ? 0 : failures + 1;
-        if (lasted) continue;
-        // The address may be wrong as long as no gateway has answered. One that is full has answered.
-        if (code == Status.Code.RESOURCE_EXHAUSTED) tries = 60;
+        // A job may be silent for hours.
+        if (answered && code == Status.Code.DEADLINE_EXCEEDED) continue;
+        // A gateway that is full has answered.
+        if (code == Status.Code.RESOURCE_EXHAUSTED) giveUp = Instant.now().plusSeconds(60);
         long delay = retryDelay(error);
-        if (failures >= tries) throw error;
+        if (Instant.now().isAfter(giveUp)) throw error;
         note(error.getStatus().getDescription() + "; going on at byte " + offset);
         Thread.sleep(delay);
       }
     }
   }
 
-  static JobState state = JobState.JOB_STATE_UNSPECIFIED;
-  static boolean inLine = false;
-
-  // Prints the output, and each new state.
-  static void show(StreamStatusResponse message) {
-    OutputDelta delta = message.getDelta();
-    if (delta.getRewind()) note("the job started over: what follows replaces the output from byte " + delta.getOffset());
-    OUT.print(delta.getText());
-    OUT.flush();
-    if (message.hasDelta()) inLine = !delta.getText().endsWith("\n");
-    if (message.hasStatus() && message.getStatus().getState() != state) {
-      state = message.getStatus().getState();
-      note(state.toString());
-    }
-  }
-
   // Prints a line to stderr. On a terminal it does not continue a line of the output.
-  static void note(String line) {
-    System.err.println(inLine ? "\n" + line : line);
-    inLine = false;
+  static void note(Object line) {
+    System.err.println("\n" + line);
   }
 
   // Prints what a command brings. Returns false for the watch of a job that did not succeed.

@@ -19,6 +19,40 @@ TIMEOUT_SECONDS = Float(ENV.fetch("LLM_TIMEOUT_SECONDS", "30"))
 STREAM_SECONDS = Float(ENV.fetch("LLM_STREAM_SECONDS", "120"))
 FINAL = %i[JOB_STATE_SUCCEEDED JOB_STATE_FAILED JOB_STATE_CANCELLED JOB_STATE_TIMED_OUT].freeze
 
+# Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again where
+# it broke, so that every byte of the output is printed once.
+def watch(stub, workflow_id, token)
+  # The address may be wrong as long as no gateway has answered.
+  offset, state, give_up = 0, nil, Time.now + 5
+  begin
+    answered = false
+    request = StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
+    stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each do |message|
+      answered, give_up = true, Time.now + 60
+      delta, status, offset = message.delta, message.status, message.next_offset
+      token = message.resume_token unless message.resume_token.empty?
+      warn "\nthe job started over: what follows replaces the output from byte #{delta.offset}" if delta&.rewind
+      print delta.text if delta
+      warn "\n#{state = status.state}" if status && status.state != state
+      # Output may follow a first message with a final status.
+      return status if FINAL.include?(status&.state) && (message.result || !delta)
+    end
+    raise GRPC::Unavailable, "the stream ended before the job did"
+  rescue GRPC::BadStatus, GRPC::Core::CallError => e
+    # What a deadline becomes while a message is awaited.
+    e = GRPC::DeadlineExceeded.new("no message has come") if e.is_a?(GRPC::Core::CallError)
+    # A job may be silent for hours.
+    retry if answered && e.is_a?(GRPC::DeadlineExceeded)
+    # A gateway that is full has answered.
+    give_up = Time.now + 60 if e.is_a?(GRPC::ResourceExhausted)
+    delay = retry_delay(e)
+    raise e if delay.nil? || Time.now > give_up
+    warn "\n#{e.details}; going on at byte #{offset}"
+    sleep delay
+    retry
+  end
+end
+
 # Returns the seconds until the next try after an error, nil for an error that does not pass by itself.
 def retry_delay(error)
   details = error.to_rpc_status&.details.to_a
@@ -30,71 +64,18 @@ def retry_delay(error)
   end
 end
 
-# Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again where
-# it broke, so that every byte of the output is printed once.
-def watch(stub, workflow_id, token)
-  failures, tries, offset = 0, 5, 0
-  begin
-    messages = 0
-    request = StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
-    stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each do |message|
-      messages += 1
-      tries = 60
-      # Each stream begins with the status, which the last stream may have brought already.
-      failures = 0 if messages > 1 || message.delta
-      offset = message.next_offset
-      token = message.resume_token unless message.resume_token.empty?
-      show(message)
-      # Output may follow a first message with a final status.
-      return message.status if FINAL.include?(message.status&.state) && (message.result || !message.delta)
-    end
-    raise GRPC::Unavailable, "the stream ended before the job did"
-  rescue GRPC::BadStatus, GRPC::Core::CallError => e
-    # What a deadline becomes while a message is awaited.
-    e = GRPC::DeadlineExceeded.new("no message has come") if e.is_a?(GRPC::Core::CallError)
-    # A job may be silent for hours: a stream that has begun and lasted until its deadline has not failed.
-    lasted = e.is_a?(GRPC::DeadlineExceeded) && messages.positive?
-    failures = lasted ? 0 : failures + 1
-    retry if lasted
-    # The address may be wrong as long as no gateway has answered. One that is full has answered.
-    tries = 60 if e.is_a?(GRPC::ResourceExhausted)
-    delay = retry_delay(e)
-    raise e if delay.nil? || failures >= tries
-    note "#{e.details}; going on at byte #{offset}"
-    sleep delay
-    retry
-  end
-end
-
-# Prints the output, and each new state.
-def show(message)
-  delta, state = message.delta, message.status&.state
-  note "the job started over: what follows replaces the output from byte #{delta.offset}" if delta&.rewind
-  $stdout.write(delta.text) if delta
-  $in_line = !delta.text.end_with?("\n") if delta
-  note $state = state if state && state != $state
-end
-
-# Prints a line to stderr. On a terminal it does not continue a line of the output.
-def note(line)
-  warn $in_line ? "\n#{line}" : line
-  $in_line = false
-end
-
 $stdout.sync = true
 command, argument, optional = ARGV
-stub = LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
-deadline = Time.now + TIMEOUT_SECONDS
+stub = LlmService::Stub.new(ADDRESS, :this_channel_is_insecure, timeout: TIMEOUT_SECONDS)
 begin
   case argument && command
   when "submit"
-    puts stub.submit(SubmitRequest.new(job: JobRequest.decode_json(argument)), deadline: deadline).workflow_id
+    puts stub.submit(SubmitRequest.new(job: JobRequest.decode_json(argument))).workflow_id
   when "watch"
     status = watch(stub, argument, optional.to_s)
-    warn status.error.message if status.error
-    exit status.state == :JOB_STATE_SUCCEEDED
+    abort status.error&.message.to_s unless status.state == :JOB_STATE_SUCCEEDED
   when "cancel"
-    state = stub.cancel(CancelRequest.new(workflow_id: argument, reason: optional.to_s), deadline: deadline).status.state
+    state = stub.cancel(CancelRequest.new(workflow_id: argument, reason: optional.to_s)).status.state
     puts FINAL.include?(state) ? state : "cancel requested"
   else
     abort "usage: client.rb submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]"
