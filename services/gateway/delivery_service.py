@@ -106,10 +106,10 @@ class DeliveryService:
         if job is not None:
             try:
                 await self._describe(caller, request.workflow_id)
-            except _NOT_FOUND:
+            except _NOT_FOUND as error:
                 # It was deleted after its deliveries were read, and what was just started holds its outcome.
                 await self._runs.delete(standing.delivery_workflow_id, (names.DELIVERY_WORKFLOW_TYPE,))
-                raise
+                raise not_found(request.workflow_id) from error
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
     def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:

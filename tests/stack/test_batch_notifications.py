@@ -19,6 +19,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.stack.test_batches import replay
 from tests.support.batches import Stubs, create, lines_of
 from tests.support.deliveries import deliveries, settled, until
+from tests.support.files import refusal
 from tests.support.receivers import Receiver, Request, receiving, status
 from tests.support.stacks import FAST
 
@@ -105,6 +106,9 @@ async def test_a_batch_does_not_wait_long_for_a_receiver_that_is_down(
     assert failed.state == batch_pb2.BATCH_STATE_FAILED
     assert [shown.state for shown in failed.notifications] == [llm_pb2.NOTIFY_STATE_PENDING, DELIVERED]
     assert unwrapped((await sink.received("/up"))[0]).type == "batch.failed"
+    # No call of jobs deletes it, although its deliveries are found by its id.
+    by_its_id = llm_pb2.DeleteJobRequest(workflow_id=created.batch_id)
+    assert await refusal(stub.DeleteJob(by_its_id, timeout=60)) == ("NOT_FOUND", "JOB_NOT_FOUND")
     is_up.set()
     await until(stub, created.batch_id, settled)
     later = await stubs.get(created.batch_id)

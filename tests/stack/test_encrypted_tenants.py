@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,16 +22,20 @@ from deploy.local.stack import Stack
 from encryption import is_hash
 from jobs import names
 from jobs.ids import delivery_workflow_id, ledger_workflow_id
-from llm_pb import llm_pb2
+from llm_pb import file_pb2, llm_pb2, schedule_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import PayloadError, data_converter
 from payload_converter.encryption import EncryptingCodec, encrypted_for
 from runtime.scopes import SCOPES
 from tests.stack.test_encryption import LONG, feed_records, history_of, holds, restart, running, status_of
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.encryption import Keys
+from tests.support.files import download, new_file, refusal, upload
 from tests.support.jobs import details_of, new_job, run_job, until_output, watch, webhook
 from tests.support.otlp import Collector
 from tests.support.receivers import receiving, status
+from tests.support.schedules import new_schedule
 
 TENANTS = ("acme", "globex")
 MARKERS = {"acme": "xyzzyofacme", "globex": "plughofglobex"}
@@ -81,10 +86,17 @@ async def installation(
         # No gateway reads a tenant's keys, by its ledger, unless it is asked something.
         "GATEWAY_OPEN_JOBS_INTERVAL": "PT0S",
     }
-    async with running(folder / "stack", services) as (stack, stub):
+    async with (
+        running(folder / "stack", services) as (stack, stub),
+        grpc.aio.insecure_channel(stack.address("gateway"), [("grpc.max_reconnect_backoff_ms", 500)]) as channel,
+    ):
+        # No two services have a method of the same name.
+        stubs: Any = SimpleNamespace(
+            **vars(stub), **vars(FileServiceStub(channel)), **vars(ScheduleServiceStub(channel))
+        )
 
         def of(tenant: str, user_id: str = "") -> Any:
-            return CallsAs(stub, file.add(SCOPES, user_id, tenant=tenant))
+            return CallsAs(stubs, file.add(SCOPES, user_id, tenant=tenant))
 
         tenants = {name: Tenant(name, of(name), of(name, "alice")) for name in TENANTS}
         await until_known(*tenants.values())
@@ -277,6 +289,10 @@ async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installe
         ended[tenant.name] = (await run_job(tenant.stub, job)).final
         open_[tenant.name] = await tenant.submit("open", user_id="carol", params={"max_tokens": 8000})
         await until_output(tenant.stub, open_[tenant.name])
+    carols = {"user_id": "carol"}
+    file = (await upload(acme.stub, new_file(file=carols), b"carol's")).ref.file_id
+    created = await acme.stub.CreateSchedule(schedule_pb2.CreateScheduleRequest(schedule=new_schedule(**carols)))
+    schedule = created.status.schedule_id
     before = await payloads_stored(stack, ended["acme"].status.workflow_id)
     keys.store.delete("acme")
     # A gateway that has workflows in memory would go on with what it has decrypted.
@@ -293,6 +309,17 @@ async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installe
             await ask(acme.stub, id_)
         assert error.value.code() == grpc.StatusCode.DATA_LOSS
         assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
+    # To a key of one user they are what never was: nothing tells any more whose they are.
+    for asked in (status_of(acme.alice, id_), watch(acme.alice, id_)):
+        assert await refusal(asked) == ("NOT_FOUND", "JOB_NOT_FOUND")
+    for code, of_file, of_schedule, stub in (
+        ("DATA_LOSS", "CONTENT_UNREADABLE", "CONTENT_UNREADABLE", acme.stub),
+        ("NOT_FOUND", "FILE_NOT_FOUND", "SCHEDULE_NOT_FOUND", acme.alice),
+    ):
+        assert await refusal(stub.GetFile(file_pb2.GetFileRequest(file_id=file), timeout=60)) == (code, of_file)
+        assert await refusal(download(stub, file)) == (code, of_file)
+        about = schedule_pb2.GetScheduleRequest(schedule_id=schedule)
+        assert await refusal(stub.GetSchedule(about, timeout=60)) == (code, of_schedule)
     for tenant in ("acme", None):
         with pytest.raises(PayloadError, match="was deleted"):
             await EncryptingCodec(keys.encryption(), tenant).decode(before)

@@ -11,7 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
-from jobs.ids import bulk_deletion_workflow_id, deletion_workflow_id, owner, tenant_of
+from jobs.ids import bulk_deletion_workflow_id, deletion_workflow_id, is_batch, is_pipeline, owner, tenant_of
 from jobs.rules import filters_of
 from jobs.search import Hash, about_user, user_value
 from jobs.start import fair_owner, fair_turns
@@ -76,6 +76,9 @@ class DeletionService:
             known = await self._known(caller, id_)
             if known is not None and known.deletion.state != llm_pb2.DELETION_STATE_FAILED:
                 return llm_pb2.DeleteJobResponse(deletion=known.deletion)
+            if is_batch(job) or is_pipeline(job):
+                # Their deliveries are found as those of a job.
+                raise
             # The job is deleted in part, or it is past its retention and its deliveries are not.
             user_id = known.user_id if known is not None else await self._user_of_deliveries(caller, job)
         else:

@@ -24,6 +24,7 @@ from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import file_not_found, temporal_unavailable
 from services.gateway.files.outputs import JobOutputs
+from services.gateway.job_record import user_of
 from services.gateway.page_token import PageTokens
 from services.gateway.runs import Runs
 from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
@@ -79,7 +80,13 @@ class FileReader:
     async def get_found(self, caller: Caller, file_id: str) -> FoundFile:
         """Return a file that is no output of a job. Raises like get()."""
         description = await self.find(file_workflow_id(file_id, caller.tenant))
-        found = await found_file(description) if description is not None else None
+        try:
+            found = await found_file(description) if description is not None else None
+        except (PayloadError, KeysUnavailable) as error:
+            # Whose file it is decides before anything is said about it.
+            if caller.user_id and description is not None and not caller.may_see(await user_of(description)):
+                raise file_not_found(file_id) from error
+            raise
         if found is None or not caller.may_see(found.file.user_id):
             raise file_not_found(file_id)
         return found

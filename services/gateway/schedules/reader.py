@@ -15,7 +15,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from encryption import KeysUnavailable
+from encryption import KeysUnavailable, is_hash
 from jobs import names
 from jobs.ids import tenant_of
 from jobs.memo import from_memo
@@ -51,9 +51,17 @@ class ScheduleReader:
         PayloadError when its keys were deleted.
         """
         description = await self._describe(caller, id_)
-        (action,) = await client_for(self._client, id_).data_converter.decode(
-            list(_started_by(description).args), [internal_pb2.ScheduledAction]
-        )
+        try:
+            (action,) = await client_for(self._client, id_).data_converter.decode(
+                list(_started_by(description).args), [internal_pb2.ScheduledAction]
+            )
+        except (PayloadError, KeysUnavailable) as error:
+            # Whose schedule it is decides before anything is said about it. A hash that cannot be read tells nobody.
+            user_id = description.typed_search_attributes.get(names.USER_ID) or ""
+            known = isinstance(error, PayloadError) or not is_hash(user_id)
+            if known and not caller.may_see("" if is_hash(user_id) else user_id):
+                raise schedule_not_found(id_) from error
+            raise
         if not caller.may_see(action.schedule.user_id):
             raise schedule_not_found(id_)
         return StoredSchedule(action, description)

@@ -3,10 +3,12 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+from encryption import KeysUnavailable
 from feed.feed import Feed
 from jobs.ids import owner
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
+from payload_converter import PayloadError
 from runtime.answers import Answer
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
@@ -90,8 +92,15 @@ class Streams:
         watch.watchers += 1
         self._metrics.watchers.add(1)
         try:
-            await watch.known()
-            # The watch itself is that of all callers.
+            # The watch itself is that of all callers. Whose job it is decides before anything is said about it.
+            try:
+                await watch.known()
+            except (PayloadError, KeysUnavailable) as error:
+                # Without the keys it may not be known yet whose it is. Once they are deleted nothing tells any more.
+                known = bool(watch.user_id) or isinstance(error, PayloadError)
+                if known and not caller.may_see(watch.user_id):
+                    raise not_found(workflow_id) from error
+                raise
             if not caller.may_see(watch.user_id):
                 raise not_found(workflow_id)
             yield watch
