@@ -1,7 +1,8 @@
-"""Reads the JobRequest with which a job's workflow was started: the input in the first event of its history."""
+"""Reads what a workflow was started with, such as a JobRequest: the input in the first event of its history."""
 
-from typing import Final
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.converter import DataConverter, WorkflowSerializationContext
@@ -14,7 +15,7 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
 from services.gateway.job_record import expected_result_bytes
 
-_INPUTS: Final[list[type]] = [llm_pb2.JobRequest]
+_M = TypeVar("_M", bound=Message)
 
 
 class JobInputs:
@@ -43,11 +44,11 @@ class JobInputs:
                 raise not_found(description.id) from error
             raise
         context = WorkflowSerializationContext(namespace=self._client.namespace, workflow_id=description.id)
-        return await input_of(started, self._client.data_converter.with_context(context))
+        return await input_of(started, self._client.data_converter.with_context(context), llm_pb2.JobRequest)
 
 
-async def input_of(started: HistoryEvent, converter: DataConverter) -> llm_pb2.JobRequest | None:
-    """Return the job in the event that started a workflow, None if its input is no job. Raises like JobInputs.get."""
+async def input_of(started: HistoryEvent, converter: DataConverter, kind: type[_M]) -> _M | None:
+    """Return the input in the event that started a workflow; None for another kind. Raises like JobInputs.get."""
     payloads = list(started.workflow_execution_started_event_attributes.input.payloads)
     if len(payloads) != 1:
         # The workflow takes it for none, too: see jobs.inputs.
@@ -55,11 +56,11 @@ async def input_of(started: HistoryEvent, converter: DataConverter) -> llm_pb2.J
     if converter.payload_codec is not None:
         payloads = await converter.payload_codec.decode(payloads)
     try:
-        (job,) = converter.payload_converter.from_payloads(payloads, _INPUTS)
+        (value,) = converter.payload_converter.from_payloads(payloads, [kind])
     except (PayloadError, RuntimeError):
         # Whoever started it by hand sent something else, of an unknown type perhaps.
         return None
-    return job if isinstance(job, llm_pb2.JobRequest) else None
+    return value if isinstance(value, kind) else None
 
 
 async def expected_bytes(description: WorkflowExecutionDescription) -> int:

@@ -2,6 +2,8 @@
 
 from typing import Final, TypeVar
 
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -15,8 +17,9 @@ from services.gateway.job_record import user_of
 from services.gateway.runs import Runs
 
 Record = TypeVar("Record", internal_pb2.BatchRecord, internal_pb2.PipelineRecord)
-_EVENTS_OF_A_START: Final = 3
-"""Number of events of a workflow that was started and whose first task a worker has."""
+_CODE_HAS_RUN: Final = (EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+_MAX_EVENTS_OF_START: Final = 100
+"""Maximum number of events that are read of a workflow whose first task is not done. One with more does not answer."""
 
 
 async def describe_own(runs: Runs, caller: Caller, id_: str, workflow_type: str) -> WorkflowExecutionDescription | None:
@@ -58,7 +61,20 @@ def no_answer(what: str) -> ApiError:
     return temporal_unavailable(f"the {what} does not answer; call again")
 
 
-def is_new(description: WorkflowExecutionDescription) -> bool:
-    """Return whether the code of a workflow has not run yet."""
-    first = description.raw_description.workflow_execution_info.first_run_id
-    return first == description.run_id and description.history_length <= _EVENTS_OF_A_START
+async def events_of_start(client: Client, description: WorkflowExecutionDescription) -> list[HistoryEvent]:
+    """Return the events of a workflow whose code had not run yet when it was described; none if it had.
+
+    They are its start, its first task, and what has come meanwhile, such as a cancel. Raises RPCError.
+    """
+    events: list[HistoryEvent] = []
+    if description.raw_description.workflow_execution_info.first_run_id != description.run_id:
+        return events
+    handle = client.get_workflow_handle(description.id, run_id=description.run_id)
+    async for event in handle.fetch_history_events(page_size=_MAX_EVENTS_OF_START, rpc_timeout=RPC_TIMEOUT):
+        if event.event_type in _CODE_HAS_RUN or len(events) == _MAX_EVENTS_OF_START:
+            return []
+        events.append(event)
+        # What has happened since does not tell why it has not answered.
+        if len(events) == description.history_length:
+            break
+    return events

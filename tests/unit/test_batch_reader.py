@@ -1,10 +1,13 @@
 """The status of a batch whose workflow does not answer."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
@@ -29,6 +32,11 @@ class Workflow:
 
     def __init__(self) -> None:
         self.fails = False
+
+    async def fetch_history_events(self, **_: Any) -> AsyncIterator[HistoryEvent]:
+        for _number in range(3):
+            yield HistoryEvent()
+        yield HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
 
     def get_workflow_handle(self, *_: Any, **__: Any) -> "Workflow":
         return self

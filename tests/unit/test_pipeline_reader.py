@@ -1,13 +1,18 @@
 """What a gateway returns of a pipeline whose workflow does not answer."""
 
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from jobs import names
+from jobs.pipelines import new_status
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import data_converter
 from services.gateway.delivery_reader import DeliveryReader
@@ -31,9 +36,10 @@ class Workflow:
     """A workflow that answers until its present task fails, which Temporal reports by FAILED_PRECONDITION."""
 
     data_converter = data_converter
+    namespace = "default"
 
-    def __init__(self, *answers: internal_pb2.PipelineRecord) -> None:
-        self.answers = [*answers]
+    def __init__(self, *answers: internal_pb2.PipelineRecord, events: Iterable[HistoryEvent] = ()) -> None:
+        self.answers, self.events = [*answers], [*events]
         self.description: WorkflowExecutionDescription | None = None
 
     async def describe(self, **_: Any) -> WorkflowExecutionDescription:
@@ -47,6 +53,10 @@ class Workflow:
         if not self.answers:
             raise RPCError("the task is in a failed state", RPCStatusCode.FAILED_PRECONDITION, b"")
         return self.answers.pop(0)
+
+    async def fetch_history_events(self, **_: Any) -> AsyncIterator[HistoryEvent]:
+        for event in self.events:
+            yield event
 
 
 def described(
@@ -75,8 +85,28 @@ class NoDeliveries:
         """Change nothing."""
 
 
-def reader_of(*answers: internal_pb2.PipelineRecord) -> PipelineReader:
-    return PipelineReader(cast("Client", Workflow(*answers)), cast("DeliveryReader", NoDeliveries()))
+def event_of(kind: "EventType.ValueType", **attributes: Any) -> HistoryEvent:
+    return HistoryEvent(event_type=kind, **attributes)
+
+
+RUN = internal_pb2.PipelineRun(pipeline={"user_id": "u", "request_id": "1", "custom": {"name": "essay"}})
+STARTED = event_of(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)
+STARTED.workflow_execution_started_event_attributes.input.payloads.extend(
+    data_converter.payload_converter.to_payloads([RUN])
+)
+SCHEDULED = event_of(EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED)
+TAKEN = event_of(EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED)
+DONE = event_of(EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
+FAILED = event_of(EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+CANCEL = event_of(
+    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED,
+    workflow_execution_signaled_event_attributes={"signal_name": names.SIGNAL_CANCEL},
+)
+
+
+def reader_of(*answers: internal_pb2.PipelineRecord, events: Iterable[HistoryEvent] = ()) -> PipelineReader:
+    workflow = Workflow(*answers, events=events)
+    return PipelineReader(cast("Client", workflow), cast("DeliveryReader", NoDeliveries()))
 
 
 async def test_steps_and_counts_never_go_back_while_a_task_fails() -> None:
@@ -116,13 +146,39 @@ async def test_the_status_of_a_pipeline_that_ends_while_it_is_read_is_the_one_th
 
 async def test_a_gateway_that_has_not_seen_the_steps_says_that_the_pipeline_does_not_answer() -> None:
     """A run that goes on after a failure is another one: the steps of the earlier run are not its own."""
-    reader = reader_of(record_of(2))
+    reader = reader_of(record_of(2), events=(STARTED, SCHEDULED, TAKEN, DONE))
     await reader.record_of(described(50))
     with pytest.raises(ApiError) as raised:
         await reader.record_of(described(52, run="b"))
     assert raised.value.status.message == "the pipeline does not answer; call again"
-    new = await reader.record_of(described(3, run="b"))
-    assert (new.status.pipeline_id, new.status.state) == (ID, llm_pb2.JOB_STATE_RUNNING)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(SCHEDULED,), (SCHEDULED, TAKEN), (SCHEDULED, CANCEL), (SCHEDULED, TAKEN, CANCEL, CANCEL)],
+    ids=["waits", "runs", "is cancelled", "is cancelled twice"],
+)
+async def test_a_pipeline_whose_first_task_is_not_done_has_its_whole_status(events: Sequence[HistoryEvent]) -> None:
+    """It had no root, and did not answer once it had got a signal."""
+    # The task may have ended since the pipeline was described.
+    reader = reader_of(events=(STARTED, *events, DONE))
+    found = await reader.record_of(described(1 + len(events)))
+    expected = new_status(ID, RUN.pipeline, RUN.options)
+    expected.cancel_requested = CANCEL in events
+    assert found == internal_pb2.PipelineRecord(status=expected)
+    assert found.status.root.state == pipeline_pb2.STEP_STATE_RUNNING
+
+
+async def test_a_pipeline_whose_first_task_fails_does_not_answer() -> None:
+    reader = reader_of(events=(STARTED, SCHEDULED, TAKEN, FAILED))
+    with pytest.raises(ApiError, match="does not answer"):
+        await reader.record_of(described(4))
+
+
+async def test_a_pipeline_that_was_started_by_hand_with_something_else_has_its_id_and_state() -> None:
+    started = event_of(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)
+    status = (await reader_of(events=(started, SCHEDULED)).record_of(described(2))).status
+    assert status == pipeline_pb2.PipelineStatus(pipeline_id=ID, state=llm_pb2.JOB_STATE_RUNNING)
 
 
 @pytest.mark.parametrize("seen", [[], [record_of(2)]], ids=["", "seen"])

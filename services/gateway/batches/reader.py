@@ -24,7 +24,7 @@ from services.gateway.batches.pending import PendingChunk, pending_chunks
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import batch_not_found
 from services.gateway.job_traces import traceparent_of
-from services.gateway.own_work import describe_own, is_new, no_answer, query_record
+from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
 
 _RATE_OVER: Final = timedelta(minutes=1)
@@ -135,7 +135,7 @@ class BatchReader:
         for (id_, _, _), last in reversed(self._records.items()):
             if id_ == description.id and last.status.counts.total:
                 return last
-        if not is_new(description):
+        if not await events_of_start(self._client, description):
             raise no_answer("batch")
         return internal_pb2.BatchRecord(status=await bare_status(description))
 

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -13,21 +15,23 @@ from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowFailureError,
 )
+from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
 from jobs import names
 from jobs.ids import trace_id
 from jobs.memo import from_memo
-from jobs.pipelines import FINAL_STATES
+from jobs.pipelines import FINAL_STATES, new_status
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import pipeline_not_found
+from services.gateway.job_inputs import input_of
 from services.gateway.job_record import CLOSED_STATES
 from services.gateway.job_traces import traceparent_of
-from services.gateway.own_work import describe_own, is_new, no_answer, query_record
+from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
 
 _log = logging.getLogger(__name__)
@@ -101,9 +105,25 @@ class PipelineReader:
             record = internal_pb2.PipelineRecord()
             record.CopyFrom(last)
             return record
-        if not is_new(description):
+        if not (events := await events_of_start(self._client, description)):
             raise no_answer("pipeline")
-        return internal_pb2.PipelineRecord(status=await closed_status(description))
+        return internal_pb2.PipelineRecord(status=await self._status_of_start(description, events))
+
+    async def _status_of_start(
+        self, description: WorkflowExecutionDescription, events: Sequence[HistoryEvent]
+    ) -> pipeline_pb2.PipelineStatus:
+        """Return the status of a pipeline whose code has not run yet. Raises PayloadError, KeysUnavailable."""
+        status = await closed_status(description)
+        context = WorkflowSerializationContext(namespace=self._client.namespace, workflow_id=description.id)
+        converter = self._client.data_converter.with_context(context)
+        # A workflow that was started by hand may hold anything.
+        if (run := await input_of(events[0], converter, internal_pb2.PipelineRun)) is not None:
+            first = new_status(description.id, run.pipeline, run.options)
+            first.trace_id = status.trace_id
+            status = first
+        signals = (event.workflow_execution_signaled_event_attributes.signal_name for event in events)
+        status.cancel_requested = names.SIGNAL_CANCEL in signals
+        return status
 
     def _remember(self, description: WorkflowExecutionDescription, record: internal_pb2.PipelineRecord) -> None:
         key = (description.id, description.run_id)
