@@ -12,6 +12,7 @@ from deploy.local.stack import Stack
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
+from openai_api.asked import NOTE_LABEL
 from tests.stack.test_console import post, until
 from tests.support import schedules
 from tests.support.batches import Stubs, create, lines_of, running, to_jsonl
@@ -38,7 +39,8 @@ async def test_a_batch_shows_its_numbers_and_leads_to_its_files(
     http: httpx.AsyncClient, stubs: Stubs, temporal: Client, stack: Stack
 ) -> None:
     async with running(temporal, stack.state_dir, failing=frozenset({3}), hold_after=2) as engine:
-        id_ = (await create(stubs, lines_of(30), "console-batch", labels={"<b>": "<script>"})).batch_id
+        labels = {"<b>": "<script>", NOTE_LABEL: '{"endpoint":"/v1/responses"}'}
+        id_ = (await create(stubs, lines_of(30), "console-batch", labels=labels)).batch_id
         path = f"/console/batches/{id_}"
         page = await until(http, path, lambda page: '<progress max="30"' in page and 'value="0"' not in page)
         done = re.search(r"(\d+) of 30 lines have ended", page)
@@ -63,6 +65,8 @@ async def test_a_batch_shows_its_numbers_and_leads_to_its_files(
         assert len(answer.content.splitlines()) == lines
     listed = await until(http, "/console/batches?user_id=console-batch", lambda page: "state-succeeded" in page)
     assert "30 of 30" in listed
+    for shown in (page, listed):
+        assert NOTE_LABEL not in shown, "what the front notes is no label of the caller's"
     assert id_ not in (await http.get("/console/batches?user_id=console-batch&state=BATCH_STATE_FAILED")).text
     assert (await http.get("/console/batches?state=DONE")).status_code == 400
     assert "No batch matches" in (await http.get("/console/batches?user_id=nobody-here")).text

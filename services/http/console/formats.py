@@ -1,7 +1,7 @@
 """How values are written in pages."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from durable_llm._enums import name_of
 from durable_llm._prices import amount
 from llm_pb import batch_pb2, common_pb2, llm_pb2
+from openai_api.asked import NOTE_LABEL
 
 
 def moment(value: Timestamp) -> Markup:
@@ -117,6 +118,11 @@ def job_class(value: int) -> str:
     return words_of(common_pb2.JobClass, value, "JOB_CLASS_")
 
 
+def own_labels(labels: Mapping[str, str]) -> Sequence[tuple[str, str]]:
+    """Return the labels that a caller has set, by name. What the front notes of a request of OpenAI's API is none."""
+    return sorted((name, value) for name, value in labels.items() if name != NOTE_LABEL)
+
+
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "amount": amount,
     "as_path": as_path,
@@ -127,6 +133,7 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "minute": minute,
     "moment": moment,
     "number": number,
+    "own_labels": own_labels,
     "size": size,
     "state": state,
     "verbatim": verbatim,
