@@ -242,8 +242,11 @@ async def test_jobs_are_cancelled(cli: Cli) -> None:
     watching = await cli.start("watch", workflow_id)
     assert watching.stdout is not None
     first = await watching.stdout.read(1)
-    cancelled = await cli("cancel", workflow_id, "--reason", "not needed")
+    missing = ("llmjob-nobody-1", "llmjob-nobody-2")
+    cancelled = await cli("cancel", missing[0], workflow_id, missing[1], "--reason", "not needed")
     assert cancelled.output == f"{workflow_id} cancel requested\n"
+    assert cancelled.status == Exit.NOT_FOUND
+    assert [id_ in line for id_, line in zip(missing, cancelled.errors.splitlines(), strict=True)] == [True, True]
     rest, errors = await watching.communicate()
     assert watching.returncode == Exit.CANCELLED
     assert errors.decode().splitlines()[-1] == "durable-llm: CANCELLED: not needed"

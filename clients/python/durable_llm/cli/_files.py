@@ -14,7 +14,7 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
-from durable_llm.cli._listing import limit_option
+from durable_llm.cli._listing import for_each, limit_option
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option
 from durable_llm.cli._stdout import write_bytes, write_json, write_line, write_table
 from durable_llm.cli._text import age
@@ -127,9 +127,12 @@ def rm(connection: Connection, *, file_ids: tuple[str, ...], yes: bool) -> None:
             raise click.UsageError("Nobody can be asked here: --yes removes without a question.")
         click.confirm(f"Remove {', '.join(file_ids)} for good?", abort=True, err=True)
     with connection.connect() as client:
-        for file_id in file_ids:
+
+        def remove(file_id: str) -> None:
             client.files.delete(file_id)
             write_line(f"{file_id} removed")
+
+        for_each(file_ids, remove)
 
 
 def _row(file: "File") -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from durable_llm.cli._stdout import write_json, write_line, write_table
+from durable_llm.cli._text import say, visible
 
 _T = TypeVar("_T", bound=Any)
 
@@ -39,10 +40,34 @@ def print_list(
         write_table(header, list(map(row, listed)))
 
 
+def for_each(ids: Iterable[str], act: Callable[[str], None]) -> None:
+    """Call a function with each id, also after one that does not exist.
+
+    Raises ApiError, that of the last missing id at the end.
+    """
+    from durable_llm.errors import ApiError
+
+    missing: list[ApiError] = []
+    for id_ in ids:
+        try:
+            act(id_)
+        except ApiError as error:
+            if error.code.name != "NOT_FOUND":
+                raise
+            missing.append(error)
+    for other in missing[:-1]:
+        say(f"durable-llm: {visible(str(other))}")
+    if missing:
+        raise missing[-1]
+
+
 def cancel_each(
     ids: Iterable[str], cancel: Callable[[str], Any], ended: Callable[[Any], str], *, as_json: bool
 ) -> None:
     """Request that each stops, and print what `ended` says of its status: its state, or nothing while it is open."""
-    for id_ in ids:
+
+    def cancel_one(id_: str) -> None:
         status = cancel(id_)
         write_json(status) if as_json else write_line(f"{id_} {ended(status) or 'cancel requested'}")
+
+    for_each(ids, cancel_one)

@@ -10,7 +10,7 @@ from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import Interrupted
 from durable_llm.cli._interrupts import interruptible
-from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
+from durable_llm.cli._listing import cancel_each, for_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, connection_options, json_option
 from durable_llm.cli._progress import class_name, state_name
 from durable_llm.cli._stdout import write_json, write_line, write_table
@@ -118,8 +118,10 @@ def delete(connection: Connection, *, workflow_ids: tuple[str, ...], yes: bool, 
     _ask(f"Delete {', '.join(workflow_ids)} for good?", yes=yes)
     try:
         with connection.connect() as client, interruptible():
-            for workflow_id in workflow_ids:
-                _print_deletion(f"{workflow_id} deleted", client.job(workflow_id).delete(), as_json=as_json)
+            for_each(
+                workflow_ids,
+                lambda id_: _print_deletion(f"{id_} deleted", client.job(id_).delete(), as_json=as_json),
+            )
     except KeyboardInterrupt:
         raise Interrupted(_GOES_ON) from None
 

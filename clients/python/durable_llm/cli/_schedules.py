@@ -9,7 +9,7 @@ import click
 from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._jobs_to_submit import content_of, job_for, user_of
-from durable_llm.cli._listing import limit_option
+from durable_llm.cli._listing import for_each, limit_option
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option, sampling_options
 from durable_llm.cli._pipelines import spec_of
 from durable_llm.cli._progress import state_name
@@ -230,9 +230,12 @@ def backfill(connection: Connection, *, schedule_id: str, start: datetime, end: 
 def rm(connection: Connection, *, schedule_ids: tuple[str, ...]) -> None:
     """Delete schedules. Jobs that they have started go on."""
     with connection.connect() as client:
-        for schedule_id in schedule_ids:
+
+        def delete(schedule_id: str) -> None:
             client.schedules.delete(schedule_id)
             write_line(f"{schedule_id} deleted")
+
+        for_each(schedule_ids, delete)
 
 
 def _overlap(name: str | None) -> Any:
