@@ -37,6 +37,11 @@ STATUS: Final = {
 
 CALL_AGAIN: Final = "; call again"
 """Ends the message of a failure that may pass, unless the message has another remedy."""
+_WITHOUT_REASON: Final = {
+    grpc.StatusCode.UNAVAILABLE: f"the gateway does not answer{CALL_AGAIN}",
+    grpc.StatusCode.DEADLINE_EXCEEDED: f"the gateway has not answered in time{CALL_AGAIN}",
+}
+"""The messages of failures that are not the gateway's own."""
 _RETRY: Final = timedelta(seconds=1)
 
 
@@ -72,9 +77,9 @@ def of_call(error: ApiError) -> Failure:
     status = STATUS[error.code]
     headers = {"WWW-Authenticate": _challenge(error)} if status is HTTPStatus.UNAUTHORIZED else {}
     message = str(error)
-    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+    if not error.reason:
         # The message is that of gRPC, with internal addresses.
-        message = f"the gateway does not answer{CALL_AGAIN}"
+        message = _WITHOUT_REASON.get(error.code, message)
     wait = error.retry_delay
     if wait is None and status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):
         wait = _RETRY

@@ -31,6 +31,12 @@ def test_an_error_of_the_connection_does_not_tell_addresses() -> None:
     assert (failure.status, failure.headers["Retry-After"]) == (503, "1")
 
 
+def test_a_gateway_that_is_too_slow_is_said_in_plain_words() -> None:
+    failure = of_call(ApiError("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED))
+    assert failure.message == "the gateway has not answered in time; call again"
+    assert (failure.status, failure.headers["Retry-After"]) == (504, "1")
+
+
 def test_fields_get_the_names_of_the_body() -> None:
     violations = [Violation("job.user_id", "is required"), Violation("job.model", "is unknown")]
     failure = Failure(HTTPStatus.BAD_REQUEST, "job.user_id is required", "INVALID_REQUEST", violations)
