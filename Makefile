@@ -136,23 +136,30 @@ test-gpu: $(GPU)/.installed ## Run the tests of the vLLM engine on this machine'
 
 # The newest release; before the first one, a commit from before the resume token.
 FROM = $(or $(shell git tag --sort=-creatordate 2> /dev/null | head -n 1),1652636)
+# The first commit with pipelines. Until there is a release, the one above has none.
+FROM_WITH_PIPELINES := 89d49a7
 EARLIER := .tools/earlier
-EARLIER_ENV := .tools/earlier-env
 
-# The earlier version has an environment of its own, with the packages of its lock. The simulated engine needs no torch.
-.PHONY: test-upgrade
-test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, next to an earlier version (FROM=<commit>, default the newest tag)
+# Arguments: the commit, the folder of its environment, arguments of pytest. The earlier version has an environment of its own, with the
+# packages of its lock. The simulated engine needs no torch.
+define upgrade
 	@mkdir -p .tools
 	@git worktree remove --force $(EARLIER) 2> /dev/null || true
-	git worktree add --force --detach $(EARLIER) $(FROM)
+	git worktree add --force --detach $(EARLIER) $(1)
 	trap 'git worktree remove --force $(EARLIER)' EXIT; \
 	lock=$(EARLIER)/requirements/run.txt; [ -e "$$lock" ] || lock=$(EARLIER)/requirements/dev.txt; \
-	if ! cmp -s "$$lock" $(EARLIER_ENV)/installed.txt; then \
-		$(PYTHON) -m venv --clear $(EARLIER_ENV); \
-		$(EARLIER_ENV)/bin/python deploy/install.py "$$lock"; \
-		cp "$$lock" $(EARLIER_ENV)/installed.txt; \
+	if ! cmp -s "$$lock" $(2)/installed.txt; then \
+		$(PYTHON) -m venv --clear $(2); \
+		$(2)/bin/python deploy/install.py "$$lock"; \
+		cp "$$lock" $(2)/installed.txt; \
 	fi; \
-	UPGRADE_FROM=$(EARLIER) UPGRADE_PYTHON=$(EARLIER_ENV)/bin/python $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py
+	UPGRADE_FROM=$(EARLIER) UPGRADE_PYTHON=$(2)/bin/python $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py $(3)
+endef
+
+.PHONY: test-upgrade
+test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, next to an earlier version (FROM=<commit>, default the newest tag)
+	$(call upgrade,$(FROM),.tools/earlier-env)
+	$(if $(filter file,$(origin FROM)),$(call upgrade,$(FROM_WITH_PIPELINES),.tools/earlier-env-pipelines,-k "pipelines or histories"))
 
 # Without stored bytecode each process of a test would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE

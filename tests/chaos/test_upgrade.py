@@ -8,20 +8,29 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import pytest
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import llm_pb2
+from jobs.errors import reason_of
+from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
+from pipelines.workflow import LLMPipelineWorkflow
+from services.gateway.pipelines.catalogue import load_pipelines
+from tests.support import pipelines
 from tests.support.jobs import Seen, new_job, webhook
 from tests.support.outcomes import run_all
 from tests.support.receivers import Reply, Request, receiving, status
@@ -383,10 +392,58 @@ async def test_every_outcome_reads_the_same_at_the_other_version(
     assert after == before
 
 
+@pytest.mark.skipif(not (Path(FROM) / "pipelines").is_dir(), reason="the earlier version has no pipelines")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
+async def test_pipelines_go_on_in_this_version(versions: Versions, how: signal.Signals) -> None:
+    """They began in the earlier one, and are at an answer, at one of many steps, and at two jobs to cancel."""
+    texts = {"approved": True, "declined": False}
+    async with versions.running("earlier") as one, grpc.aio.insecure_channel(one.address) as channel:
+        stub = PipelineServiceStub(channel)
+
+        async def begin(name: str, input_: Message) -> str:
+            return (await pipelines.submit(stub, pipelines.new_pipeline(name, input_))).pipeline_id
+
+        ended = await begin("spending", Int32Value(value=1))
+        before = await pipelines.follow(stub, ended)
+        asking = {text: await begin("careful", StringValue(value=text)) for text in texts}
+        for id_ in asking.values():
+            await pipelines.follow(stub, id_, until=lambda seen: seen.status.root.counts.needs_answer == 1)
+        fan = await begin("fan", Int32Value(value=2))
+        generating = await pipelines.follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 2)
+        stepping = await begin("spending", Int32Value(value=100))
+        done = lambda seen: seen.status.root.counts.succeeded >= 3  # noqa: E731
+        known = await pipelines.follow(stub, stepping, until=done)
+        async with versions.running("this") as two, grpc.aio.insecure_channel(two.address) as channel_:
+            stub = PipelineServiceStub(channel_)
+            for process in one.processes.values():
+                process.signal(how)
+                await process.wait()
+            for text, id_ in asking.items():
+                await pipelines.answer(stub, id_, "review/approve", text, approved=texts[text])
+            await pipelines.cancel(stub, fan)
+            generating = await pipelines.follow(stub, fan, "**", known=generating, patience=SECONDS)
+            known = await pipelines.follow(stub, stepping, known=known, patience=SECONDS)
+            approved = await pipelines.follow(stub, asking["approved"], patience=SECONDS)
+            declined = await pipelines.follow(stub, asking["declined"], patience=SECONDS)
+            after = await pipelines.get(stub, ended)
+            for number in range(2):
+                job = (await get_status(two, f"{fan}/parts/{number}/write")).result
+                assert job.output.encode() == generating.outputs[f"parts/{number}/write"] != b""
+    assert (after.status.state, after.result.value) == (llm_pb2.JOB_STATE_SUCCEEDED, before.result.value)
+    assert generating.status.root.counts.cancelled == 2
+    assert known.status.state == declined.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+    assert known.status.root.counts.succeeded == 100
+    # It fails at its last step on purpose, and is undone.
+    assert reason_of(approved.status.root.error) == "ENGINE_FAILED"
+    assert approved.steps["undo/1"].state == pipeline_pb2.STEP_STATE_SUCCEEDED
+
+
 async def test_histories_of_all_of_this_replay(versions: Versions) -> None:
     """Every workflow of the tests above replays with this version's code."""
+    sys.path.append(str(pipelines.REGISTERED))
+    load_pipelines()
     replayer = Replayer(
-        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow, LLMPipelineWorkflow],
         data_converter=data_converter,
         workflow_runner=UnsandboxedWorkflowRunner(),
     )

@@ -119,7 +119,11 @@ class Versions:
         return sum(event.event_type == kind for event in history.events)
 
     def _process(self, version: Version, kind: str, environment: Mapping[str, str] | None = None) -> Process:
-        process = self.stack.add(kind, environment, working_dir=self._folders[version])
+        folder = self._folders[version]
+        if kind == "gateway":
+            # The pipelines of an operator, as they were at the time.
+            environment = {**(environment or {}), "PYTHONPATH": str(folder / "tests" / "support" / "registered")}
+        process = self.stack.add(kind, environment, working_dir=folder)
         _, *arguments = process.command
         process.command = (self._pythons[version], *arguments)
         return process
