@@ -57,6 +57,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("batch", False, PLAIN),
     ("batch_throughput", True, PLAIN),
     ("cancel_latency", False, PLAIN),
+    ("pipeline_cancel", False, PLAIN),
     ("tracing_cost", False, PLAIN),
     ("quota_cost", False, PLAIN),
     ("encryption_cost", False, PLAIN),

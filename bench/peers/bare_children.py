@@ -1,6 +1,7 @@
-"""A peer of pipeline_steps: the smallest parent workflow with a child workflow for each step, of one remote activity.
+"""Peers of pipeline_steps and pipeline_cancel: the smallest parent workflows with a child workflow for each step.
 
-It is what a user of Temporal's SDK would write by hand for the same program, without tree, stream, budget and cancel.
+Steps run one remote activity, or wait for a timer until they are cancelled. It is what a user of Temporal's SDK would
+write by hand for the same program, without tree, stream and budget.
 Run in a process of its own: `python -m bench.peers.bare_children TEMPORAL_ADDRESS`
 """
 
@@ -52,13 +53,36 @@ class BareParent:
         return steps
 
 
+@workflow.defn
+class WaitingChild:
+    """One step that waits."""
+
+    @workflow.run
+    async def run(self) -> None:
+        """Wait for an hour."""
+        await workflow.sleep(timedelta(hours=1))
+
+
+@workflow.defn
+class WaitingParent:
+    """Runs steps that wait, all at the same time."""
+
+    @workflow.run
+    async def run(self, steps: int) -> None:
+        """Wait for the steps. A cancel reaches all of them, and this waits until they have ended."""
+        own = workflow.info().workflow_id
+        await asyncio.gather(
+            *(workflow.execute_child_workflow(WaitingChild.run, id=f"{own}/{number}") for number in range(steps))
+        )
+
+
 async def main(temporal: str) -> None:
     """Run the worker until killed."""
     client = await Client.connect(temporal)
     async with Worker(
         client,
         task_queue=QUEUE,
-        workflows=[BareParent, BareChild],
+        workflows=[BareParent, BareChild, WaitingParent, WaitingChild],
         activities=[generate],
         disable_eager_activity_execution=True,
         # The suite's worker has none either.

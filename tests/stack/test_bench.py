@@ -27,6 +27,7 @@ SCRIPTS = {
     "batch": ("suite", "peer_jobs", "limit_engine"),
     "pipeline_steps": ("suite", "peer_bare_children"),
     "three_steps": ("suite",),
+    "pipeline_cancel": ("suite", "peer_bare_children"),
     "cancel_latency": ("decode", "peer_bare_temporal", "floor_health_check"),
     "tracing_cost": ("suite_exported", "suite_not_exported", "peer_off"),
     "quota_cost": ("suite_quota", "suite_no_quota", "suite_quota_full"),

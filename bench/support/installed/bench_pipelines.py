@@ -25,6 +25,17 @@ async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
     return count
 
 
+@pipeline("endless", Int32Value, Int32Value)
+async def endless(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Run so many jobs at the same time that do not end on their own while they are measured."""
+
+    async def one(part: Pipeline, number: int) -> None:
+        await part.generate("write", model="docstrings", prompt="Leaf.", max_tokens=8000)
+
+    await llm.map("parts", range(count.value), one, limit=count.value)
+    return count
+
+
 @pipeline("three", StringValue, StringValue)
 async def three(llm: Pipeline, run: StringValue) -> StringValue:
     """Run the program of bench.three_steps."""
