@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -258,34 +259,47 @@ async def test_the_key_is_read_for_each_request(tmp_path: Path) -> None:
     assert seen == ["Bearer first", "Bearer second"]
 
 
-async def test_a_worker_serves_a_provider_and_starts_over_after_its_death(stack: Stack, stub: LlmServiceStub) -> None:
-    """The model `idle` of this stack is one that the front serves."""
-    options = {"base_url": f"http://{stack.address('http')}/v1", "context_tokens": 8192}
-    settings = {
-        "GPU_WORKER_ENGINE": "openai",
-        "GPU_WORKER_MODEL": "idle",
-        "GPU_WORKER_MODEL_PATH": "docstrings",
-        "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
-        "GPU_WORKER_ENGINE_OPTIONS": json.dumps(options),
-    }
-    worker = stack.add("gpu-worker", settings)
-    await worker.start()
-    await worker.wait_ready()
-    try:
-        request = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
-        whole = await run_job(stub, request)
-        assert whole.states[-1] == "SUCCEEDED"
-        metadata = whole.final.result.metadata
-        assert (metadata.engine, metadata.output_tokens, metadata.gpu.name) == ("openai", 300, stack.address("http"))
-        assert metadata.prompt_tokens > 0
-        again = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
-        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=again))).workflow_id
-        await until_output(stub, id_)
-        await worker.kill()
+async def test_a_worker_waits_for_its_provider_and_starts_over_after_its_death(
+    stack: Stack, stub: LlmServiceStub
+) -> None:
+    """The model `idle` of this stack is one that the front serves, behind a provider that first asks to wait."""
+    asked: list[float] = []
+
+    async def answer(_: web.Request) -> web.Response:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            return web.json_response({}, status=429, headers={"Retry-After": "2"})
+        raise web.HTTPTemporaryRedirect(f"http://{stack.address('http')}/v1/chat/completions")
+
+    async with provider(answer) as address:
+        options = {"base_url": f"http://{address}/v1", "context_tokens": 8192}
+        settings = {
+            "GPU_WORKER_ENGINE": "openai",
+            "GPU_WORKER_MODEL": "idle",
+            "GPU_WORKER_MODEL_PATH": "docstrings",
+            "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
+            "GPU_WORKER_ENGINE_OPTIONS": json.dumps(options),
+        }
+        worker = stack.add("gpu-worker", settings)
         await worker.start()
-        last = [message async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_))][-1]
-        assert last.status.state == llm_pb2.JOB_STATE_SUCCEEDED
-        assert last.result.output == whole.final.result.output
-        assert last.result.metadata.wasted_tokens > 0
-    finally:
-        await worker.terminate()
+        await worker.wait_ready()
+        try:
+            request = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
+            whole = await run_job(stub, request)
+            assert whole.states[-1] == "SUCCEEDED"
+            metadata = whole.final.result.metadata
+            assert (metadata.engine, metadata.output_tokens, metadata.gpu.name) == ("openai", 300, address)
+            assert metadata.prompt_tokens > 0
+            assert metadata.attempts == 2
+            again = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
+            id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=again))).workflow_id
+            await until_output(stub, id_)
+            await worker.kill()
+            await worker.start()
+            last = [message async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_))][-1]
+            assert last.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+            assert last.result.output == whole.final.result.output
+            assert last.result.metadata.wasted_tokens > 0
+        finally:
+            await worker.terminate()
+    assert asked[1] - asked[0] >= 2, "the second attempt came before the provider wanted it"

@@ -1,4 +1,4 @@
-"""Outcomes in PostgreSQL, from a job or batch to its row, through the real stack and a real server."""
+"""Outcomes in PostgreSQL, from a job, batch or pipeline to its row, through the real stack and a real server."""
 
 import json
 from collections.abc import AsyncIterator
@@ -6,14 +6,17 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from deploy.local.stack import Stack
 from llm_pb import batch_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.batches import Stubs, create
 from tests.support.jobs import new_job, run_job
+from tests.support.pipelines import follow, new_pipeline, submit
 from tests.support.postgres_server import PostgresServer, postgres_server
 from tests.support.stacks import running
 
@@ -53,11 +56,21 @@ async def test_the_outcome_of_a_job_is_a_row(stored: tuple[PostgresServer, LlmSe
     assert (await row_of(server, status.workflow_id))["event"] == row["event"]
 
 
-async def test_the_outcome_of_a_batch_is_a_row(stored: tuple[PostgresServer, LlmServiceStub, str]) -> None:
+async def test_the_outcomes_of_a_batch_and_of_a_pipeline_are_rows(
+    stored: tuple[PostgresServer, LlmServiceStub, str],
+) -> None:
     server, _, address = stored
     async with grpc.aio.insecure_channel(address) as channel:
         stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
         ended = await stubs.end((await create(stubs, b"{}\n", notify=[TARGET])).batch_id)
+        pipelines: Any = PipelineServiceStub(channel)
+        pipeline = new_pipeline("deep", StringValue(value="one"), notify=[TARGET])
+        id_ = (await submit(pipelines, pipeline)).pipeline_id
+        (shown,) = (await follow(pipelines, id_)).status.notifications
+    assert (shown.target, shown.state) == ("postgres:llm_results", llm_pb2.NOTIFY_STATE_DELIVERED)
+    row = await row_of(server, id_)
+    assert (row["type"], row["user_id"]) == ("llm.v1.pipeline.succeeded", pipeline.user_id)
+    assert json.loads(row["event"])["data"]["status"]["root"]["counts"]["total"] == "1"
     assert ended.state == batch_pb2.BATCH_STATE_FAILED
     assert (await row_of(server, ended.batch_id))["type"] == "llm.v1.batch.failed"
 
