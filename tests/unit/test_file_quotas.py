@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from temporalio.testing import ActivityEnvironment
 
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from services.gateway.errors import ApiError
+from services.gateway.files import quotas
 from services.gateway.files.produced import ProducedFiles
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
@@ -112,14 +113,28 @@ async def test_what_never_fits_is_refused_without_the_ledger() -> None:
 async def test_deletions_that_come_together_take_two_updates() -> None:
     """Temporal refuses the eleventh update of a workflow that is in flight."""
     ledger = Ledger()
-    quotas = gateway(ledger, max_files=100)
+    one = gateway(ledger, max_files=100)
     ids = [f"file-{number}" for number in range(30)]
-    await asyncio.gather(*(quotas.take("acme", id_, 1, 1) for id_ in ids))
+    await asyncio.gather(*(one.take("acme", id_, 1, 1) for id_ in ids))
     before, ledger.most = ledger.updates, 0
-    await asyncio.gather(*(quotas.give_back("acme", id_, 1) for id_ in ids))
+    await asyncio.gather(*(one.give_back("acme", id_, 1) for id_ in ids))
     assert ledger.updates - before <= 2
     assert ledger.most == 1
     await gateway(ledger, max_files=1).take("acme", "new", 1, 1)
+
+
+async def test_who_only_gives_back_remembers_nothing_that_temporal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that removes files and serves no upload would remember each file of the tenant for ever."""
+    monkeypatch.setattr(quotas, "_SHOWN_AFTER", timedelta(0))
+    ledger = Ledger()
+    serving, removing = (gateway(ledger, max_files=100) for _ in range(2))
+    for number in range(5):
+        await serving.take("acme", f"file-{number}", 1, 1)
+    for number in range(3):
+        await removing.give_back("acme", f"file-{number}", 1)
+    known = removing._known["acme"]
+    assert not known.removed
+    assert not known.counted
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)], ids=["", "skewed"])
@@ -150,13 +165,13 @@ async def test_more_new_files_than_a_ledger_counts_are_refused_with_a_wait() -> 
     for file in full:
         file.count_time.GetCurrentTime()
     ledger = Ledger(CountedFiles(full, len(full)))
-    quotas = gateway(ledger, max_files=100_000)
+    one = gateway(ledger, max_files=100_000)
     with pytest.raises(ApiError) as error:
-        await quotas.take("acme", "new", 1, 1)
+        await one.take("acme", "new", 1, 1)
     status = error.value.status
     assert status.code == code_pb2.RESOURCE_EXHAUSTED
     retry = error_details_pb2.RetryInfo()
     assert any(detail.Unpack(retry) for detail in status.details)
     assert 0 < retry.retry_delay.seconds <= 120
-    await quotas.give_back("acme", "file-0", 1)
-    await quotas.take("acme", "new", 1, 1)
+    await one.give_back("acme", "file-0", 1)
+    await one.take("acme", "new", 1, 1)

@@ -85,6 +85,12 @@ class _Known:
     version: tuple[str, int] = ("", 0)
     """The ledger, and the version of it that this gateway knows."""
 
+    def forget_shown(self) -> None:
+        """Forget what the next look surely shows."""
+        shown = asyncio.get_running_loop().time() - _SHOWN_AFTER.total_seconds()
+        self.counted = {id_: counted for id_, counted in self.counted.items() if counted.heard > shown}
+        self.removed = {file: heard for file, heard in self.removed.items() if heard > shown}
+
 
 class FileQuotas:
     """How many files the tenants may have."""
@@ -218,7 +224,10 @@ class FileQuotas:
                 _log.warning("the ledger of the files of %s does not know that one is gone: %r", tenant, error)
 
     async def _give_back(self, tenant: str, gone: Sequence[_Asked]) -> Sequence[None]:
-        await self._count(self._known[tenant], gone, gone=True)
+        known = self._known[tenant]
+        await self._count(known, gone, gone=True)
+        # Who serves no upload of the tenant never looks.
+        known.forget_shown()
         return [None] * len(gone)
 
     async def of(self, tenant: str) -> llm_pb2.FilesQuota | None:
@@ -238,9 +247,7 @@ class FileQuotas:
         now = asyncio.get_running_loop().time()
         if known.looked_at is None or now - known.looked_at > _FRESH.total_seconds():
             await self._shared.fresh(tenant, lambda: self._look(tenant))
-        shown = now - _SHOWN_AFTER.total_seconds()
-        known.counted = {id_: counted for id_, counted in known.counted.items() if counted.heard > shown}
-        known.removed = {file: heard for file, heard in known.removed.items() if heard > shown}
+        known.forget_shown()
         sizes = {
             id_: file.size
             for id_, file in known.listed.items()
