@@ -1,8 +1,9 @@
-"""Items of a batch at a provider whose responses go on without the worker: none does that no attempt continues."""
+"""Attempts at items of a batch at a provider: what they leave there, and what they say of earlier losses."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -14,11 +15,13 @@ from batches.chunk_lines import PlacedLine
 from batches.splitting import RawLine
 from feed.memory import MemoryFeed
 from jobs import batches
-from jobs.errors import Cancelled, InvalidJob
+from jobs.errors import Cancelled, EngineFailed, InvalidJob
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch import items
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
+from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import IDLE, Engine, Generation, Output
 from tests.support.chunks import BATCH, line
@@ -53,33 +56,77 @@ class Provider:
         return IDLE
 
 
+class Flaky(Provider):
+    """A provider that fails once, and does not answer the second time."""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        if self._fails:
+            self._fails = False
+            raise EngineFailed("the provider is away")
+        self.begun.set()
+        await asyncio.Event().wait()
+        yield Output("a", (0,), 1)
+
+
+class Chunk:
+    """A chunk of one item, on one worker."""
+
+    def __init__(self, provider: Provider) -> None:
+        engine, self.feed = cast("Engine", provider), MemoryFeed()
+        loaded = asyncio.create_task(asyncio.sleep(0))
+        meter = MeterProvider().get_meter("test")
+        self._jobs = RunLLMOnGPU(engine, loaded, self.feed, SETTINGS, "w", meter, trace.NoOpTracer())
+        self._request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=BATCH)
+        self._request.create_time.GetCurrentTime()
+        self.runner = ItemRunner(self._request, 1, self._jobs, engine, SETTINGS, "w")
+        self.log = ChunkLog(self.feed, "chunk", 1, "w")
+
+    @contextmanager
+    def begun(self, losses: Losses) -> Iterator[asyncio.Task[batch_pb2.BatchItem]]:
+        """Run the item, with a seat while the context is open. `losses` is what its worker knows of it."""
+        data = json.dumps(line(0)).encode()
+        parsed = self.runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
+        with self._jobs.seats.attempt(seat_request(self._request, 0), item=True) as seat:
+            assert seat.ask()
+            item = RunningItem(0, seat, self.log.item(0), losses)
+            item.task = asyncio.create_task(self.runner.run(item, parsed))
+            yield item.task
+
+
 @pytest.mark.parametrize("fails", [True, False], ids=["failed", "cancelled"])
 async def test_the_response_of_an_item_that_ends_early_is_cancelled(*, fails: bool) -> None:
     provider = Provider(fails=fails)
-    engine, feed = cast("Engine", provider), MemoryFeed()
-    loaded = asyncio.create_task(asyncio.sleep(0))
-    meter = MeterProvider().get_meter("test")
-    jobs = RunLLMOnGPU(engine, loaded, feed, SETTINGS, "w", meter, trace.NoOpTracer())
-    request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=BATCH)
-    request.create_time.GetCurrentTime()
-    runner = ItemRunner(request, 1, jobs, engine, SETTINGS, "w")
-    log = ChunkLog(feed, "chunk", 1, "w")
+    chunk = Chunk(provider)
 
     async def run() -> batch_pb2.BatchItem:
-        data = json.dumps(line(0)).encode()
-        parsed = runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
-        with jobs.seats.attempt(seat_request(request, 0), item=True) as seat:
-            assert seat.ask()
-            item = RunningItem(0, seat, log.item(0), log.losses(0))
-            item.task = asyncio.create_task(runner.run(item, parsed))
+        with chunk.begun(Losses()) as task:
             await provider.begun.wait()
             if not fails:
                 stopped = batches.stop_cancelled("the batch was cancelled")
-                runner.stop = Stop(Cancelled("cancelled on request"), stopped.error)
-                item.task.cancel()
-            return await item.task
+                chunk.runner.stop = Stop(Cancelled("cancelled on request"), stopped.error)
+                task.cancel()
+            return await task
 
     ended = await ActivityEnvironment().run(run)
     assert ended.state == (llm_pb2.JOB_STATE_FAILED if fails else llm_pb2.JOB_STATE_CANCELLED)
     assert ended.result.output == "a"
     assert provider.abandoned == ["resp_1"]
+
+
+async def test_an_item_that_has_failed_by_itself_is_no_suspect_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is not blamed for the workers of before, should this one be lost as well."""
+    monkeypatch.setattr(items, "_RETRY_SECONDS", 0)
+    provider = Flaky(fails=True)
+    chunk = Chunk(provider)
+
+    async def run() -> Losses:
+        with chunk.begun(Losses(total=2, in_vain=2)) as task:
+            await provider.begun.wait()
+            await chunk.log.flush()
+            following = ChunkLog(chunk.feed, "chunk", 2, "w")
+            await following.take_over({0})
+            task.cancel()
+            await asyncio.wait({task})
+            return following.losses(0)
+
+    assert await ActivityEnvironment().run(run) == Losses(total=1, in_vain=1)

@@ -135,6 +135,8 @@ class ItemRunner:
                 raise error
             if error is None or given_up or not RULES[type(error)].retryable:
                 return self._ended(parsed, attempt, reason, error, None if error is None else to_status(error))
+            # It has failed by itself, which ends the losses in a row.
+            item.losses = item.losses._replace(in_vain=0)
             item.seat.free()
             try:
                 await asyncio.sleep(_RETRY_SECONDS * 2 ** (attempt.failures - 1))
