@@ -69,6 +69,14 @@ async def test_a_pipe_is_written_to_and_not_replaced(client: AsyncClient, tmp_pa
     assert await client.files.download(file.ref.file_id, pipe) == file
     assert await reading == sent
     assert pipe.is_fifo()
+    # Nor is a link, such as /dev/stdout: what it leads to is.
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"before")
+    link.symlink_to(target)
+    assert await client.files.download(file.ref.file_id, link) == file
+    assert link.is_symlink()
+    assert target.read_bytes() == sent
 
 
 async def test_a_refusal_is_told_while_data_are_sent(client: AsyncClient) -> None:

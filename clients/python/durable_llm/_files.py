@@ -73,8 +73,8 @@ class AsyncFiles:
     async def download(self, file_id: str, path: str | os.PathLike[str]) -> file_pb2.File:
         """Write a file to a path, in place of what is there, and return it. The path is whole or unchanged.
 
-        A pipe or a device gets the content as it comes. Raises ApiError; ContentMismatch when what came is not the
-        file; OSError when it cannot be written.
+        A link stays, and what it leads to is replaced. A pipe or a device gets the content as it comes. Raises
+        ApiError; ContentMismatch when what came is not the file; OSError when it cannot be written.
         """
         file, target = await self.get(file_id), Path(path)
         if await to_thread(lambda: target.exists() and not target.is_file()):
@@ -82,6 +82,7 @@ class AsyncFiles:
             with await to_thread(open, target, "wb") as written:
                 await self._write(file, written)
             return file
+        target = Path(await to_thread(os.path.realpath, target))
         handle, name = await to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "wb") as written:

@@ -212,7 +212,7 @@ def cancel(connection: Connection, *, batch_ids: tuple[str, ...], reason: str, a
 def _require_places(lines: str, output: str, errors: str) -> None:
     """Raise a usage error for files that could not be written once the batch has ended, or would replace another."""
     for name, path in (("OUTPUT", output), ("--errors", errors)):
-        folder = os.path.dirname(path) or "."
+        folder = os.path.dirname(os.path.realpath(path))
         replaced = os.path.isfile(path) or not os.path.exists(path)
         if os.path.isdir(path) or (replaced and not (os.path.isdir(folder) and os.access(folder, os.W_OK))):
             raise click.UsageError(f"{name}: no file can be written at {path}")

@@ -88,7 +88,7 @@ def get(connection: Connection, *, file_id: str, path: str) -> None:
                     raise CommandError(f"{path} exists: name another path", Exit.USAGE)
             file = client.files.download(file_id, path)
     except KeyboardInterrupt:
-        raise Interrupted("The download has ended, and nothing was written.") from None
+        raise Interrupted("The download has ended before the file was whole.") from None
     write_line(f"{path} {file.ref.size_bytes} bytes")
 
 
