@@ -85,9 +85,10 @@ class PipelineSteps:
         return chosen
 
     def _tokens_of_form(self, job: llm_pb2.JobRequest) -> int:
-        """Return a number of tokens with which JSON of the job's schema is not cut: one for each of its characters.
+        """Return the number of characters of the longest JSON of the job's schema, at most what the model may generate.
 
-        It is at most what the model may generate. 0 for a schema that does not bound its JSON, and without one.
+        With a token for each of them it is not cut, unless they take several tokens each. 0 for a schema that does not
+        bound its JSON, and without one.
         """
         model = self._models.get(job.model)
         if model is None or not job.params.HasField("json_schema"):
