@@ -320,6 +320,10 @@ async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installe
         assert await refusal(download(stub, file)) == (code, of_file)
         about = schedule_pb2.GetScheduleRequest(schedule_id=schedule)
         assert await refusal(stub.GetSchedule(about, timeout=60)) == (code, of_schedule)
+    gone = file_pb2.DeleteFileRequest(file_id=file)
+    assert await refusal(acme.alice.DeleteFile(gone, timeout=60)) == ("NOT_FOUND", "FILE_NOT_FOUND")
+    await acme.stub.DeleteFile(gone, timeout=60)
+    assert await refusal(acme.stub.DeleteFile(gone, timeout=60)) == ("NOT_FOUND", "FILE_NOT_FOUND")
     for tenant in ("acme", None):
         with pytest.raises(PayloadError, match="was deleted"):
             await EncryptingCodec(keys.encryption(), tenant).decode(before)

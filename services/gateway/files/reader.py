@@ -18,7 +18,7 @@ from jobs import names
 from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id, tenant_of
 from jobs.memo import from_memo
 from jobs.records import read_record
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
@@ -91,6 +91,19 @@ class FileReader:
             raise file_not_found(file_id)
         return found
 
+    async def get_deletable(self, caller: Caller, file_id: str) -> FoundFile:
+        """Return what get_found() does. Of a file whose keys were deleted only the id is known.
+
+        Raises like get_found(), but no PayloadError.
+        """
+        try:
+            return await self.get_found(caller, file_id)
+        except PayloadError:
+            description = await self.find(file_workflow_id(file_id, caller.tenant))
+            if description is None:
+                raise file_not_found(file_id) from None
+            return FoundFile(file_pb2.File(ref=common_pb2.FileRef(file_id=file_id)), _first_run_id(description))
+
     async def record(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
         """Return the record of a file, with its objects. Raises like get(), and UNAVAILABLE without an answer."""
         if file_id.startswith(OUTPUT_ID_PREFIX):
@@ -160,7 +173,11 @@ async def found_file(description: WorkflowExecutionDescription) -> FoundFile | N
     """Return the file of a record, None once it is gone. Raises like file_of()."""
     if (file := await file_of(description)) is None:
         return None
-    return FoundFile(file, description.raw_description.workflow_execution_info.first_run_id)
+    return FoundFile(file, _first_run_id(description))
+
+
+def _first_run_id(description: WorkflowExecutionDescription) -> str:
+    return description.raw_description.workflow_execution_info.first_run_id
 
 
 async def _readable(execution: WorkflowExecution) -> file_pb2.File | None:

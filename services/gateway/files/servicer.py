@@ -73,7 +73,7 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
         if request.file_id.startswith(OUTPUT_ID_PREFIX):
             await self._reader.get(caller, request.file_id)
             raise file_of_job(request.file_id)
-        found = await self._reader.get_found(caller, request.file_id)
+        found = await self._reader.get_deletable(caller, request.file_id)
         await records.remove(file_workflow_id(request.file_id, caller.tenant), found)
         return file_pb2.DeleteFileResponse()
 
