@@ -83,6 +83,10 @@ class _Consumer:
                 await self._client.publish(request)
             elif headers.get(Header.LAST_CONSUMER) != str(self._delivered):
                 self.end()
+            # Nothing is left to be sent: some that were stored have been removed meanwhile.
+            elif self._delivered < self._stored < math.inf:
+                self._stored = self._delivered
+                self._caught_up()
         except Exception as error:  # noqa: BLE001  # it would end the connection's reader
             if not self.ended.done():
                 self.ended.set_exception(error)

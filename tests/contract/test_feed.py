@@ -144,6 +144,31 @@ async def test_a_reader_learns_when_it_has_caught_up(feed: Feed, request: pytest
         await asyncio.gather(reading, return_exceptions=True)
 
 
+async def test_a_reader_catches_up_although_what_is_stored_goes_meanwhile(
+    feed: Feed, request: pytest.FixtureRequest
+) -> None:
+    """As by a limit of the stream: records that were counted as its reading began are never sent."""
+    key = request.node.name
+    large = record(0)
+    large.tokens_made.text = "x" * 500_000
+    stored = 0
+    while stored < 40:
+        stored += await feed.sync(key, large)
+    removing: list[asyncio.Task[bool]] = []
+    caught_up = asyncio.Event()
+
+    def take(_: internal_pb2.FeedRecord) -> None:
+        if not removing:
+            removing.append(asyncio.create_task(feed.remove(key)))
+
+    reading = asyncio.create_task(feed.read(key, take, caught_up.set))
+    async with asyncio.timeout(20):
+        await caught_up.wait()
+    assert await removing[0]
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
 async def test_jobs_do_not_mix(feed: Feed, request: pytest.FixtureRequest) -> None:
     key = request.node.name
     await feed.append(f"{key}-one", record(1))
