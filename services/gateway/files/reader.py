@@ -79,7 +79,21 @@ class FileReader:
 
     async def get_found(self, caller: Caller, file_id: str) -> FoundFile:
         """Return a file that is no output of a job. Raises like get()."""
-        description = await self.find(file_workflow_id(file_id, caller.tenant))
+        return await self._found(caller, file_id, await self.find(file_workflow_id(file_id, caller.tenant)))
+
+    async def get_deletable(self, caller: Caller, file_id: str) -> FoundFile:
+        """Return what get_found() does. Of a file whose keys were deleted only the id is known.
+
+        Raises like get_found(), but no PayloadError.
+        """
+        if (description := await self.find(file_workflow_id(file_id, caller.tenant))) is None:
+            raise file_not_found(file_id)
+        try:
+            return await self._found(caller, file_id, description)
+        except PayloadError:
+            return FoundFile(file_pb2.File(ref=common_pb2.FileRef(file_id=file_id)), _first_run_id(description))
+
+    async def _found(self, caller: Caller, file_id: str, description: WorkflowExecutionDescription | None) -> FoundFile:
         try:
             found = await found_file(description) if description is not None else None
         except (PayloadError, KeysUnavailable) as error:
@@ -90,19 +104,6 @@ class FileReader:
         if found is None or not caller.may_see(found.file.user_id):
             raise file_not_found(file_id)
         return found
-
-    async def get_deletable(self, caller: Caller, file_id: str) -> FoundFile:
-        """Return what get_found() does. Of a file whose keys were deleted only the id is known.
-
-        Raises like get_found(), but no PayloadError.
-        """
-        try:
-            return await self.get_found(caller, file_id)
-        except PayloadError:
-            description = await self.find(file_workflow_id(file_id, caller.tenant))
-            if description is None:
-                raise file_not_found(file_id) from None
-            return FoundFile(file_pb2.File(ref=common_pb2.FileRef(file_id=file_id)), _first_run_id(description))
 
     async def record(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
         """Return the record of a file, with its objects. Raises like get(), and UNAVAILABLE without an answer."""
