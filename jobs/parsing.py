@@ -29,6 +29,8 @@ _EXPECTED: Final = {
     FieldDescriptor.TYPE_INT64: "a whole number of 64 bits",
     FieldDescriptor.TYPE_STRING: "a text",
 }
+_REFUSED: Final = (json_format.ParseError, ValueError, TypeError, SystemError)
+"""What protobuf raises for JSON that is no message: SystemError for half a surrogate pair as the name of an enum."""
 _NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _WELL_KNOWN: Final = {
@@ -56,7 +58,7 @@ def parse(value: dict[str, Any], message: M) -> M:
         raise InvalidFields("; ".join(f"{field} {description}" for field, description in wrong), wrong)
     try:
         return json_format.ParseDict(value, message)
-    except (json_format.ParseError, ValueError, TypeError) as error:
+    except _REFUSED as error:
         # What was not found above. The words of the error are protobuf's.
         raise InvalidFields(f"is no {message.DESCRIPTOR.name} of llm.proto") from error
 
@@ -126,7 +128,7 @@ def _wrong_value(value: Any, field: FieldDescriptor, place: str) -> Iterator[Vio
     try:
         holder = GetMessageClass(owner)()
         json_format.ParseDict({field.name: [value] if field.is_repeated else value}, holder)
-    except (json_format.ParseError, ValueError, TypeError):
+    except _REFUSED:
         yield Violation(place, f"must be {_expected(field)}")
 
 
@@ -137,7 +139,7 @@ def _is_plain(value: Any, field: FieldDescriptor) -> bool:
     if field.type == FieldDescriptor.TYPE_DOUBLE:
         return type(value) is float and math.isfinite(value)
     if field.enum_type is not None:
-        return isinstance(value, str) and value in field.enum_type.values_by_name
+        return isinstance(value, str) and value.isascii() and value in field.enum_type.values_by_name
     return type(value) is bool if field.type == FieldDescriptor.TYPE_BOOL else False
 
 

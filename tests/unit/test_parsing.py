@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.parsing import InvalidFields, parse
-from llm_pb import llm_pb2, schedule_pb2
+from llm_pb import llm_pb2, pipeline_pb2, schedule_pb2
 
 
 def test_a_value_that_is_no_base64_is_named() -> None:
@@ -26,3 +26,15 @@ def test_a_time_is_taken_and_what_is_none_is_named() -> None:
         parse({"start_time": "today", "end_time": {"seconds": 5}}, schedule_pb2.BackfillScheduleRequest())
     expected = 'must be a time of RFC 3339, such as "2026-11-26T06:00:00Z"'
     assert wrong.value.violations == (("start_time", expected), ("end_time", expected))
+
+
+def test_half_a_surrogate_pair_as_the_name_of_an_enum_is_named() -> None:
+    with pytest.raises(InvalidFields) as wrong:
+        parse({"job_class": "\ud800", "messages": [{"role": "\ud800"}]}, llm_pb2.JobRequest())
+    assert [field for field, _ in wrong.value.violations] == ["job_class", "messages[0].role"]
+
+
+def test_half_a_surrogate_pair_within_an_any_is_refused() -> None:
+    job = {"@type": f"type.googleapis.com/{llm_pb2.JobRequest.DESCRIPTOR.full_name}", "job_class": "\ud800"}
+    with pytest.raises(InvalidFields):
+        parse({"name": "essay", "input": job}, pipeline_pb2.CustomSpec())
