@@ -228,6 +228,8 @@ PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 # A fan-out of a pipeline over more items than its limit has as many tasks as its limit. One over more than there may be
 # steps fails before its first one.
 PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
+# A cancel of a pipeline cancels each step once, although the first one that ends ends the fan-out of all of them.
+PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.

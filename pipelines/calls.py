@@ -8,10 +8,13 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-async def call_each(call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int) -> list[_R]:
+async def call_each(
+    call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int, cancels_once: Callable[[], bool]
+) -> list[_R]:
     """Call with each item and its number, in a task of its own, and return the results in their order.
 
-    Raises what the first call raises that fails.
+    `cancels_once` returns whether calls that were cancelled with the whole are not cancelled again. Raises what the
+    first call raises that fails.
     """
     turns = asyncio.Semaphore(limit)
 
@@ -19,10 +22,12 @@ async def call_each(call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T
         async with turns:
             return await call(number, item)
 
-    return await _all_or_none(call_one(number, item) for number, item in enumerate(items))
+    return await _all_or_none((call_one(number, item) for number, item in enumerate(items)), cancels_once)
 
 
-async def call_in_turn(call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int) -> list[_R]:
+async def call_in_turn(
+    call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int, cancels_once: Callable[[], bool]
+) -> list[_R]:
     """Do the same with `limit` tasks: to begin and to cancel one for each of thousands takes a task too long."""
     results: dict[int, _R] = {}
     left = iter(enumerate(items))
@@ -31,16 +36,18 @@ async def call_in_turn(call: Callable[[int, _T], Awaitable[_R]], items: Sequence
         for number, item in left:
             results[number] = await call(number, item)
 
-    await _all_or_none(call_next() for _ in range(min(limit, len(items))))
+    await _all_or_none((call_next() for _ in range(min(limit, len(items)))), cancels_once)
     return [results[number] for number in range(len(items))]
 
 
-async def _all_or_none(coroutines: Iterable[Coroutine[Any, Any, _R]]) -> list[_R]:
+async def _all_or_none(coroutines: Iterable[Coroutine[Any, Any, _R]], cancels_once: Callable[[], bool]) -> list[_R]:
     """Run coroutines as tasks, and return their results. If one raises an error, cancel the others and raise it."""
     calls = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return [*await asyncio.gather(*calls)]
     finally:
         for task in calls:
-            task.cancel()
+            # Temporal would be asked once more to cancel each child.
+            if not (cancels_once() and task.cancelling()):
+                task.cancel()
         await asyncio.gather(*calls, return_exceptions=True)

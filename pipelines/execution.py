@@ -76,6 +76,8 @@ class Execution:
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
         """Whether the pipeline has stopped and its compensations run, for which no limit of the pipeline counts."""
+        self.cancels_once = False
+        """Whether a cancel of the pipeline has reached all steps, and no fan-out cancels its own once more."""
         self.closed = False
         """Whether no step begins any more, except those of compensations."""
         self.refusal: StepFailed | None = None
@@ -301,9 +303,7 @@ class Execution:
             node.answer_id, node.approved = request.answer_id, request.approved
             self._answers[request.path] = request.approved
             self.tree.answered(request.path)
-            self.tree.change(request.path).summary_json = (
-                '{"approved": true}' if request.approved else '{"approved": false}'
-            )
+            self.tree.change(request.path).summary_json = f'{{"approved": {str(request.approved).lower()}}}'
         return node.step
 
     def record(self) -> internal_pb2.PipelineRecord:

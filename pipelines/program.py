@@ -215,8 +215,8 @@ class Pipeline:
                     f"{len(items)} items, and {left} of {MAX_STEPS} steps are left: split the items among pipelines"
                 )
                 raise StepFailed(self._path(name), failure(TOO_MANY_STEPS, message))
-            return await call_in_turn(call, items, limit)
-        return await call_each(call, items, limit)
+            return await call_in_turn(call, items, limit, lambda: self._execution.cancels_once)
+        return await call_each(call, items, limit, lambda: self._execution.cancels_once)
 
     async def batch(
         self,

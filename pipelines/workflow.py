@@ -149,8 +149,9 @@ class LLMPipelineWorkflow:
         self._execution.closed = True
         if stopped:
             self._note_cancel()
+            self._execution.cancels_once = workflow.patched(names.PATCH_CANCELS_ONCE)
             program.cancel()
-            await self._cancellation.wait(program.done)
+        await self._cancellation.wait(program.done)
         await self._end_open_steps()
         self._take_outcome(program)
         late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) == TOTAL_TIMEOUT
@@ -269,8 +270,8 @@ class LLMPipelineWorkflow:
         self._status.CopyFrom(status)
         self._execution.tree.touch()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
-        recalled = self._execution.recalled_tokens
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECALLED_TOKENS: recalled})
+        memo = {names.MEMO_STATUS: to_memo(status), names.MEMO_RECALLED_TOKENS: self._execution.recalled_tokens}
+        workflow.upsert_memo(memo)
         record_end(self._run.pipeline, final)
         result = self._result if self._result is not None else pipeline_pb2.PipelineResult()
         result.usage.CopyFrom(status.root.usage)
@@ -290,8 +291,7 @@ class LLMPipelineWorkflow:
         if not self._run.options.HasField("delivery"):
             return
         event = pipeline_event(pipeline, outcome, workflow.info().run_id)
-        targets = targets_of(pipeline, options)
-        await deliver_outcome(event, targets, options, self._cancellation, self._take_deliveries)
+        await deliver_outcome(event, targets_of(pipeline, options), options, self._cancellation, self._take_deliveries)
         outcome.notifications.extend(map(notification, self._deliveries.state.deliveries))
 
     def _take_deliveries(self, deliveries: DeliveryLoops) -> None:

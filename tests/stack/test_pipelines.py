@@ -157,7 +157,9 @@ async def test_the_python_client_runs_pipelines(stack: Stack) -> None:
         assert late[-1].result == messages[-1].result
 
 
-async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any, stub: LlmServiceStub) -> None:
+async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(
+    pipelines: Any, stub: LlmServiceStub, temporal: Client
+) -> None:
     id_ = (await submit(pipelines, new_pipeline("leaves", Int32Value(value=20)))).pipeline_id
     seen = await follow(pipelines, id_, "**", until=lambda seen: len(seen.outputs) == 20)
     assert (await cancel(pipelines, id_)).cancel_requested
@@ -171,6 +173,13 @@ async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any,
         job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
         assert job.status.state == llm_pb2.JOB_STATE_CANCELLED
         assert job.result.output.encode() == seen.outputs[path] != b""
+    # Each was asked once, although the first one that ends ends the fan-out.
+    requests = [
+        event.request_cancel_external_workflow_execution_initiated_event_attributes.workflow_execution.workflow_id
+        async for event in temporal.get_workflow_handle(id_).fetch_history_events()
+        if event.HasField("request_cancel_external_workflow_execution_initiated_event_attributes")
+    ]
+    assert sorted(requests) == sorted(f"{id_}/parts/{number}/write" for number in range(20))
     # An ended pipeline does not change.
     assert (await cancel(pipelines, id_)).state == llm_pb2.JOB_STATE_CANCELLED
 

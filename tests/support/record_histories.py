@@ -216,8 +216,8 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     await follow(stub, careful, until=lambda seen: asked in seen.steps and seen.steps[asked].question)
     await answer(stub, careful, asked, "yes", approved=True)
     await follow(stub, careful)
-    fan = (await submit(stub, new_pipeline("fan", Int32Value(value=3)))).pipeline_id
-    await follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 3)
+    fan = (await submit(stub, new_pipeline("leaves", Int32Value(value=6)))).pipeline_id
+    await follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 6)
     await cancel(stub, fan)
     await follow(stub, fan)
     large = (await submit(stub, new_pipeline("large", Int32Value(value=1)))).pipeline_id
