@@ -21,11 +21,11 @@ async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
 
 @pipeline("leaves", Int32Value, Int32Value)
 async def leaves(llm: Pipeline, count: Int32Value) -> Int32Value:
-    """Run so many jobs at the same time that end by a cancel: three generate, the others have stopped doing so."""
+    """Run so many jobs at the same time that generate a few tokens, and then wait for a cancel."""
 
     async def write(part: Pipeline, number: int) -> None:
-        hang = "" if number < 3 else "[[fault:hang@5]]"
-        await part.generate("write", model="docstrings", prompt=f"Part {number}.{hang}", max_tokens=8000)
+        prompt = f"Part {number}. [[fault:hang@{number + 5}]]"
+        await part.generate("write", model="docstrings", prompt=prompt, max_tokens=8000)
 
     await llm.map("parts", range(count.value), write, limit=count.value)
     return count
