@@ -5,6 +5,7 @@ import io
 import random
 import time
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -125,6 +126,23 @@ async def test_what_is_wrong_with_a_form_is_told(stack: Stack, http: httpx.Async
         assert answer.status_code == 400
         await description.check(answer)
     await description.check(await http.get("/v1/files/nothing"))
+
+
+async def test_the_same_file_twice_at_once_is_one_file(http: httpx.AsyncClient) -> None:
+    """An upload that another one has overtaken says so: a repeat finds the file."""
+    request: dict[str, Any] = {
+        "files": {"file": ("a", bytes(6 * MIB))},
+        "data": {"purpose": "user_data"},
+        "headers": {"Idempotency-Key": f"twice-{random.randrange(10**9)}"},
+    }
+    answers = await asyncio.gather(*(http.post("/v1/files", **request) for _ in range(3)))
+    found = {answer.json()["id"] for answer in answers if answer.status_code == HTTPStatus.OK}
+    refused = [answer for answer in answers if answer.status_code != HTTPStatus.OK]
+    assert len(found) == 1
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "upload_overtaken"), answer.text
+        assert "retry-after" in answer.headers
+    assert {(await http.post("/v1/files", **request)).json()["id"]} == found
 
 
 async def test_a_large_upload_is_not_buffered(stack: Stack, client: AsyncOpenAI) -> None:

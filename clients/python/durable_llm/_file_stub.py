@@ -73,7 +73,7 @@ class RetryingFileStub(RetryingStub):
                     return await self._send(first, source, committed)
             except UploadOvertaken as error:
                 # An earlier try of this upload was not over yet, or another process uploads the same file.
-                broken = Unavailable(str(error), grpc.StatusCode.UNAVAILABLE)
+                broken = Unavailable(str(error), grpc.StatusCode.UNAVAILABLE, error.reason)
             except ApiError as error:
                 broken = error
             else:
