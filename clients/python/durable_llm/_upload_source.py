@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from asyncio import to_thread
+from asyncio import CancelledError, to_thread
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,9 +46,9 @@ class StreamSource:
     can_seek: Final = False
 
     def __init__(self, content: AsyncIterable[bytes]) -> None:
-        self._content = content
+        self._content = aiter(content)
         self._sha256 = hashlib.sha256()
-        self._begun = False
+        self._known = False
         self.name = ""
         self.size: int | None = None
 
@@ -57,19 +57,28 @@ class StreamSource:
 
         Raises ContentMismatch when the content ends before the offset.
         """
-        self._begun = True
+        self._known = True
         begin = 0
-        async for data in self._content:
-            self._sha256.update(data)
-            for at in range(max(offset - begin, 0), len(data), _PIECE_BYTES):
-                yield data[at : at + _PIECE_BYTES]
-            begin += len(data)
+        try:
+            async for data in self._content:
+                self._sha256.update(data)
+                for at in range(max(offset - begin, 0), len(data), _PIECE_BYTES):
+                    yield data[at : at + _PIECE_BYTES]
+                begin += len(data)
+        except CancelledError:
+            # A generator ends with the cancel of a call that waits for it.
+            self._known = False
+            raise
         if begin < offset:
             raise ContentMismatch(f"the content has {begin} bytes, and an earlier upload under its key {offset}")
 
     async def sha256(self) -> bytes | None:
-        """Return the hash of what was yielded; None if nothing was asked for."""
-        return self._sha256.digest() if self._begun else None
+        """Return the hash of the content, of which the rest is read; None if nothing was asked for or it was lost."""
+        if not self._known:
+            return None
+        async for data in self._content:
+            self._sha256.update(data)
+        return self._sha256.digest()
 
 
 @asynccontextmanager
