@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -264,11 +265,14 @@ async def test_a_worker_waits_for_its_provider_and_starts_over_after_its_death(
 ) -> None:
     """The model `idle` of this stack is one that the front serves, behind a provider that first asks to wait."""
     asked: list[float] = []
+    prompt = f"Say {uuid.uuid4().hex}."
 
-    async def answer(_: web.Request) -> web.Response:
-        asked.append(time.monotonic())
-        if len(asked) == 1:
-            return web.json_response({}, status=429, headers={"Retry-After": "2"})
+    async def answer(request: web.Request) -> web.Response:
+        # Jobs of other tests may wait for a worker of the model, too.
+        if prompt in await request.text():
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                return web.json_response({}, status=429, headers={"Retry-After": "2"})
         raise web.HTTPTemporaryRedirect(f"http://{stack.address('http')}/v1/chat/completions")
 
     async with provider(answer) as address:
@@ -284,14 +288,14 @@ async def test_a_worker_waits_for_its_provider_and_starts_over_after_its_death(
         await worker.start()
         await worker.wait_ready()
         try:
-            request = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
+            request = new_job(prompt, model="idle", params={"max_tokens": 300, "seed": 5})
             whole = await run_job(stub, request)
             assert whole.states[-1] == "SUCCEEDED"
             metadata = whole.final.result.metadata
             assert (metadata.engine, metadata.output_tokens, metadata.gpu.name) == ("openai", 300, address)
             assert metadata.prompt_tokens > 0
             assert metadata.attempts == 2
-            again = new_job("Say something.", model="idle", params={"max_tokens": 300, "seed": 5})
+            again = new_job(prompt, model="idle", params={"max_tokens": 300, "seed": 5})
             id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=again))).workflow_id
             await until_output(stub, id_)
             await worker.kill()
