@@ -88,7 +88,7 @@ def _require_bounded(value: Any) -> None:
         if number > MAX_VALUES:
             raise NoObject(f"holds more than {MAX_VALUES} values")
         if depth > _MAX_DEPTH:
-            # What json.loads still takes may be too deep for whoever walks the value.
+            # json.loads accepts a value that is too deep for whoever walks it.
             raise NoObject("is nested too deeply")
         level = [item for found in level if isinstance(found, dict | list) for item in _items(found)]
 

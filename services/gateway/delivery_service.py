@@ -42,7 +42,6 @@ from services.gateway.settings import GatewaySettings
 
 _CLAIM_CLOSES: Final = timedelta(minutes=1)
 """Maximum time that an LLMRedeliveryWorkflow takes to close. It is short, because a job cannot be sent again before."""
-_NOT_FOUND: Final = (JobNotFound, BatchNotFound, PipelineNotFound)
 _TRIES: Final = 5
 """Maximum number of times that the state of the deliveries is read. A workflow that ends meanwhile leaves a new one."""
 
@@ -106,10 +105,10 @@ class DeliveryService:
         if job is not None:
             try:
                 await self._describe(caller, request.workflow_id)
-            except _NOT_FOUND as error:
+            except JobNotFound:
                 # It was deleted after its deliveries were read, and what was just started holds its outcome.
                 await self._runs.delete(standing.delivery_workflow_id, (names.DELIVERY_WORKFLOW_TYPE,))
-                raise not_found(request.workflow_id) from error
+                raise
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
     def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:
@@ -188,18 +187,18 @@ class DeliveryService:
         """Return the job, and link the call to its trace; None when it is past its retention or never existed."""
         try:
             description = await self._describe(caller, workflow_id)
-        except _NOT_FOUND:
+        except JobNotFound:
             # Its deliveries may still be known.
             return None
         await link_call(description)
         return description
 
     async def _describe(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription:
-        """Return Temporal's description of a job, batch or pipeline. Raises ApiError NOT_FOUND, RPCError."""
-        for reader in (self._jobs, self._batches):
-            with suppress(*_NOT_FOUND):
+        """Return Temporal's description of a job, batch or pipeline. Raises JobNotFound, RPCError."""
+        for reader in (self._jobs, self._batches, self._pipelines):
+            with suppress(JobNotFound, BatchNotFound, PipelineNotFound):
                 return await reader.describe(caller, workflow_id)
-        return await self._pipelines.describe(caller, workflow_id)
+        raise not_found(workflow_id)
 
 
 def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:

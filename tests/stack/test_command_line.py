@@ -207,7 +207,7 @@ async def test_jobs_are_listed_and_described(cli: Cli, stub: LlmServiceStub) -> 
     assert (await cli("ls", "--user", "lister", "--state", "failed")).output == ""
     async with cli.terminal("ls", *filters, COLUMNS="30") as terminal:
         assert await terminal.ended() == 0
-    # The header, the id whole, and what does not fit beside it.
+    # An id has a line of its own, and the other fields follow below it.
     lines = terminal.screen.splitlines()
     assert [line.split() for line in lines[:3]] == [
         ["WORKFLOW", "ID"],

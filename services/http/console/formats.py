@@ -119,7 +119,7 @@ def job_class(value: int) -> str:
 
 
 def own_labels(labels: Mapping[str, str]) -> Sequence[tuple[str, str]]:
-    """Return the labels that a caller has set, by name. What the front notes of a request of OpenAI's API is none."""
+    """Return the labels that a caller has set, by name. The front's own notes are left out."""
     return sorted((name, value) for name, value in labels.items() if name != NOTE_LABEL)
 
 
