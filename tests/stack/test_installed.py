@@ -198,6 +198,9 @@ async def running(installed: Installed, service: str, **environment: str) -> Asy
 
 async def test_a_job_runs_through_installed_services(installed: Installed, tmp_path: Path, receiver: Receiver) -> None:
     """The model is the default one, whose tokenizer the gateway reads from the wheel."""
+    store = installed.empty.parent / "store"
+    store.mkdir(mode=0o777)
+    store.chmod(0o777)
     async with Stack(stack_settings(tmp_path), only=("temporal", "nats")) as stack, AsyncExitStack() as opened:
         temporal = {"TEMPORAL_ADDRESS": stack.address("temporal")}
         feed = {"FEED_URL": f"nats://{stack.address('nats')}"}
@@ -209,6 +212,7 @@ async def test_a_job_runs_through_installed_services(installed: Installed, tmp_p
                     "gpu_worker": {**temporal, **feed, "GPU_WORKER_ENGINE": "simulated"},
                     "notifier": {**temporal, **LOOPBACK},
                     "codec": {"CODEC_PORT": "0"},
+                    "trainer": {**temporal, "STORE_URL": store.as_uri()},
                 }.items()
             }
         told = {service: task.result() for service, task in ready.items()}

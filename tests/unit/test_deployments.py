@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ def test_hadolint_finds_nothing() -> None:
 def test_every_service_has_an_image() -> None:
     services = {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")}
     assert {package(image) for image in IMAGES} == services == set(SETTINGS)
+
+
+def test_what_an_image_copies_is_there_and_nothing_else_is() -> None:
+    """`make wheel` builds what is in dist. `make images` builds each image but vLLM's, whose base is large."""
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    sources = {source for line in copied for source in line.split()}
+    first, *let_in = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
+    assert first == "*"
+    assert not [each for each in sources if not any(fnmatch(each, pattern.removeprefix("!")) for pattern in let_in)]
+    assert not [each for each in sources - {"dist/*.whl"} if not (ROOT / each).is_file()]
+    (built,) = re.findall(r"^IMAGES := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {*built.split(), "gpu-worker"} == IMAGES.keys()
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -244,6 +257,13 @@ def test_a_published_port_is_a_real_one_of_this_machine_alone(name: str) -> None
     assert "outside" in SERVICES[name]["networks"]
 
 
+def test_every_service_has_a_way_out_for_its_traces() -> None:
+    """The backend of .env is elsewhere."""
+    for name, service in OURS.items():
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT" in service["environment"], name
+        assert [network for network in service["networks"] if not COMPOSE["networks"][network].get("internal")], name
+
+
 def test_containers_find_each_other() -> None:
     """Every host:port in a variable is that of a container which listens there and shares a network."""
     found = 0
@@ -336,6 +356,11 @@ def test_servers_have_the_versions_that_the_tests_run() -> None:
         f"temporalio/admin-tools:{server}"
     }
     assert SERVICES["temporal-ui"]["image"] == f"temporalio/ui:{ui}"
+    helm = ROOT / "deploy" / "kubernetes" / "helm"
+    temporal, feed = (yaml.safe_load((helm / f"{name}.yaml").read_text()) for name in ("temporal", "nats"))
+    tags = {name: temporal[name]["image"]["tag"] for name in ("server", "admintools", "web")}
+    assert tags == {"server": server, "admintools": server, "web": ui}, "admintools prepares the schema of the server"
+    assert feed["container"]["image"]["tag"] == f"{nats}-alpine"
 
 
 def test_prometheus_scrapes_every_container_under_the_names_of_the_dashboard() -> None:

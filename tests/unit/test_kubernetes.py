@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -28,6 +27,7 @@ from tests.support.deployments import PROBES, SETTINGS, dockerfile, ports, probl
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
+TEMPORAL = FOLDER / "base" / "settings" / "temporal.env"
 AUTHORITY = Authority(Path(tempfile.mkdtemp()))
 PAIR = AUTHORITY.issue("any")
 TLS = {"tls.crt": PAIR.cert.read_text(), "tls.key": PAIR.key.read_text(), "ca.crt": AUTHORITY.pem.decode()}
@@ -45,6 +45,7 @@ SECRETS = {
     "temporal-client": TLS,
 }
 """The secrets that an installation has, with their keys. docs/kubernetes.md names them."""
+NAME = "app.kubernetes.io/name"
 GRACE_MARGIN = 10
 """Minimum time in seconds between the end of a service's own grace and SIGKILL."""
 
@@ -219,6 +220,8 @@ def test_a_pod_may_do_little_and_says_what_it_needs(pods: list[Pod]) -> None:
         assert {"mountPath": "/tmp", "name": "tmp"} in pod.container["volumeMounts"]
         resources = pod.container["resources"]
         assert resources["requests"].keys() >= {"cpu", "memory"}
+        if pod.service == "trainer":
+            assert pod.environment["TRAINER_THREADS"] == resources["requests"]["cpu"]
         assert "memory" in resources["limits"]
         repository, _, tag = pod.container["image"].partition(":")
         assert tag == versions["version"]
@@ -241,8 +244,10 @@ def test_every_name_and_selector_finds_something(objects: tuple[dict[str, Any], 
         assert chosen, name_of(one)
         for port in one["spec"]["ports"]:
             assert all(port["targetPort"] in pod.ports for pod in chosen)
-    for one in of_kind(objects, "PodDisruptionBudget"):
-        assert [pod for pod in pods if selects(one["spec"]["selector"], pod.labels)]
+    budgets = [one["spec"]["selector"] for one in of_kind(objects, "PodDisruptionBudget")]
+    assert all(any(selects(one, pod.labels) for pod in pods) for one in budgets)
+    alone = {pod.name for pod in pods if not any(selects(one, pod.labels) for one in budgets)}
+    assert alone == {"codec", "trainer"}, "of which there is one, and which nobody waits for"
     for one in of_kind(objects, "NetworkPolicy"):
         assert [pod for pod in pods if selects(one["spec"]["podSelector"], pod.labels)], name_of(one)
     for one in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
@@ -253,8 +258,22 @@ def test_every_name_and_selector_finds_something(objects: tuple[dict[str, Any], 
         endpoint["port"] for endpoint in monitor["spec"]["endpoints"]
     ]
     assert all(pod.labels["app.kubernetes.io/part-of"] == "durable-llm" for pod in pods), "no metrics of it"
+    # Alerts and dashboard go by the job's name, which Compose gives, too.
+    (relabeling,) = monitor["spec"]["endpoints"][0]["relabelings"]
+    component = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+    assert relabeling == {"sourceLabels": [component], "targetLabel": "job"}
+    scraped = yaml.safe_load((ROOT / "deploy" / "compose" / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {job["job_name"] for job in scraped}
+    assert {pod.labels["app.kubernetes.io/component"] for pod in pods} == jobs - {"temporal"}
     issuers = {name_of(one) for one in of_kind(objects, "Issuer")}
-    assert {one["spec"]["issuerRef"]["name"] for one in of_kind(objects, "Certificate")} == issuers
+    certificates = {one["spec"]["secretName"]: one["spec"] for one in of_kind(objects, "Certificate")}
+    assert {one["issuerRef"]["name"] for one in certificates.values()} == issuers
+    held = {v["secret"]["secretName"] for pod in pods for v in pod.spec["volumes"] if "secret" in v}
+    signing = {one["spec"]["ca"]["secretName"] for one in of_kind(objects, "Issuer") if "ca" in one["spec"]}
+    assert certificates.keys() <= held | signing
+    (front,) = [pod for pod in pods if pod.service == "http"]
+    called = front.environment["HTTP_GATEWAY"].rpartition("/")[2].partition(":")[0]
+    assert called in certificates["gateway-tls"]["dnsNames"]
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     assert not [name for name in SECRETS if f"`{name}`" not in page]
 
@@ -263,37 +282,67 @@ def labels_of(one: dict[str, Any]) -> dict[str, str]:
     return dict(one["metadata"].get("labels", {}))
 
 
-def addresses(pod: Pod) -> Iterator[int]:
-    """Yield the ports of other servers that a service is told to call."""
-    for name, value in pod.environment.items():
-        if name in ("TEMPORAL_ADDRESS", "HTTP_GATEWAY"):
-            yield int(value.rpartition(":")[2])
-        elif name in ("FEED_URL", "OTEL_EXPORTER_OTLP_ENDPOINT"):
-            yield urlsplit(value).port or 0
-        elif name == "STORE_URL":
-            yield 443
+Way = tuple[str, int]
+"""A peer and its port. The peer is a namespace, an app in this namespace, or `world` and `public`."""
 
 
-def test_who_calls_is_let_through(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+def calls(pod: Pod, objects: tuple[dict[str, Any], ...]) -> Iterator[Way]:
+    """Yield what a service is told to call, with DNS, and the receivers of webhooks."""
+    yield "namespace kube-system", 53
+    addressed = ("TEMPORAL_ADDRESS", "HTTP_GATEWAY", "FEED_URL", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    for value in (pod.environment[name] for name in addressed if name in pod.environment):
+        host, _, port = value.rpartition("/")[2].rpartition(":")
+        name, _, namespace = host.partition(".")
+        own = [one["spec"]["selector"] for one in of_kind(objects, "Service") if name_of(one) == name]
+        yield f"namespace {namespace}" if namespace else f"app {own[0][NAME]}", int(port)
+    if "STORE_URL" in pod.environment:
+        yield "world", 443
+    if pod.service == "notifier":
+        yield "public", 443
+
+
+def called_by(pod: Pod) -> Iterator[Way]:
+    """Yield who calls a service: the namespace is known by its name, or by its label."""
+    yield "namespace monitoring", pod.ports["metrics"]
+    match pod.labels[NAME]:
+        case "gateway-api":
+            yield "app http", pod.ports["grpc"]
+            yield "namespaces that call the gateway", pod.ports["grpc"]
+        case "http" | "codec" as name:
+            yield "ingress", pod.ports[name]
+
+
+def let_through(pod: Pod, policies: list[dict[str, Any]], way: str) -> set[Way]:
+    peer_of = {"ingress": "from", "egress": "to"}[way]
+    rules = [rule for policy in policies if selects(policy["podSelector"], pod.labels) for rule in policy.get(way, ())]
+    return {(peer(one), port["port"]) for rule in rules for one in rule[peer_of] for port in rule["ports"]}
+
+
+def peer(one: dict[str, Any]) -> str:
+    """Return the name of the one whom a rule lets through. Raises KeyError for one that this file does not know."""
+    if "ipBlock" in one:
+        assert one["ipBlock"]["cidr"] == "0.0.0.0/0"
+        assert "169.254.0.0/16" in one["ipBlock"]["except"], "a cloud's metadata"
+        private = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"}
+        return "public" if private <= set(one["ipBlock"]["except"]) else "world"
+    ((kind, selector),) = one.items()
+    ((label, value),) = selector["matchLabels"].items()
+    return {
+        ("podSelector", NAME): f"app {value}",
+        ("namespaceSelector", "kubernetes.io/metadata.name"): f"namespace {value}",
+        ("namespaceSelector", "durable-llm/calls-the-gateway"): "namespaces that call the gateway",
+        ("namespaceSelector", "durable-llm/ingress"): "ingress",
+    }[kind, label]
+
+
+def test_who_calls_is_let_through_and_nobody_else(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+    """A port on which a pod does not listen is not reached, whoever may reach it."""
     policies = [one["spec"] for one in of_kind(objects, "NetworkPolicy")]
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies, "nothing is refused"
     for pod in pods:
-        own = [policy for policy in policies if selects(policy["podSelector"], pod.labels)]
-        allowed = {
-            way: {port["port"] for policy in own for rule in policy.get(way, ()) for port in rule["ports"]}
-            for way in ("ingress", "egress")
-        }
-        assert allowed["egress"] >= set(addresses(pod)), pod.name
-        assert allowed["ingress"] >= set(pod.ports.values()), pod.name
-    # The way of a call from the front to the gateway, with its reason: the names of pods.
-    (gateway,) = [
-        policy
-        for policy in policies
-        if selects(policy["podSelector"], {"app.kubernetes.io/name": "gateway-api"})
-        and "ingress" in policy
-        and policy["podSelector"]
-    ]
-    assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "http"}}} in gateway["ingress"][0]["from"]
+        assert let_through(pod, policies, "egress") == set(calls(pod, objects)), pod.name
+        entered = {way for way in let_through(pod, policies, "ingress") if way[1] in pod.ports.values()}
+        assert entered == set(called_by(pod)), pod.name
 
 
 def test_each_queue_has_its_workers_and_its_scaler(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
@@ -309,9 +358,19 @@ def test_each_queue_has_its_workers_and_its_scaler(objects: tuple[dict[str, Any]
         name: [t["metadata"]["taskQueue"] for t in one["triggers"] if t["type"] == "temporal"]
         for name, one in scalers.items()
     }
+    types = {
+        t["metadata"]["taskQueue"]: t["metadata"]["queueTypes"]
+        for one in scalers.values()
+        for t in one["triggers"]
+        if t["type"] == "temporal"
+    }
     for name, environment in workers.items():
         queue = environment["GPU_WORKER_TASK_QUEUE"]
         assert queues[name] == [queue, queue + BACKGROUND_QUEUE_SUFFIX]
+        assert scalers[name]["maxReplicaCount"] > scalers[name]["minReplicaCount"] > 0
+        # A backlog does not count what runs.
+        added = scalers[name]["advanced"]["scalingModifiers"]["formula"].split(" + ")
+        assert added == [t["name"] for t in scalers[name]["triggers"]] == ["waiting", "background", "running"]
         assert scalers[name]["advanced"]["scalingModifiers"]["target"] == environment["GPU_WORKER_MAX_CONCURRENT"]
         (running,) = [t["metadata"]["query"] for t in scalers[name]["triggers"] if t["type"] == "prometheus"]
         assert f'"{environment["GPU_WORKER_MODEL"]}"' in running
@@ -322,6 +381,7 @@ def test_each_queue_has_its_workers_and_its_scaler(objects: tuple[dict[str, Any]
     assert queues.get("gateway-workflows", [own + suffix for suffix in suffixes]) == [
         own + suffix for suffix in suffixes
     ]
+    assert types == {queue: "workflow,activity" if queue == own else "activity" for queue in types}
     assert scalers.keys() >= {*workers, "notifier"}
     addresses = {pod.environment["TEMPORAL_ADDRESS"] for pod in pods if "TEMPORAL_ADDRESS" in pod.environment}
     endpoints = {
@@ -339,7 +399,13 @@ def test_versions_have_the_pods_of_what_they_replace() -> None:
         key: theirs[key] for key in ("image", "env", "resources", "livenessProbe")
     }
     (connection,) = of_kind(built("versioned"), "Connection")
-    assert name_of(connection) == versioned["spec"]["workerOptions"]["connectionRef"]["name"]
+    options = versioned["spec"]["workerOptions"]
+    assert name_of(connection) == options["connectionRef"]["name"]
+    settings = dict(line.split("=", 1) for line in TEMPORAL.read_text().splitlines() if line[0] != "#")
+    address, namespace = settings["TEMPORAL_ADDRESS"], settings["TEMPORAL_NAMESPACE"]
+    assert (connection["spec"]["hostPort"], options["temporalNamespace"]) == (address, namespace)
+    (scaling,) = of_kind(built("versioned"), "WorkerResourceTemplate")
+    assert scaling["spec"]["workerDeploymentRef"]["name"] == name_of(versioned)
     assert not [one for one in of_kind(built("versioned"), "Deployment") if name_of(one) == "gateway-workflows"]
 
 
