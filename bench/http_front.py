@@ -97,7 +97,9 @@ async def all_ways(most_streams: int) -> AsyncIterator[dict[str, Way]]:
         await opened.enter_async_context(stack)
         sse = await opened.enter_async_context(beside("bench.peers.bare_sse", str(PER_SECOND)))
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
-        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(DEADLINE_SECONDS)
+        # Uvicorn closes what has been idle for 5 s. A request that it meets then is not sent again.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+        timeout = aiohttp.ClientTimeout(DEADLINE_SECONDS)
         session = await opened.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
         front, bare = f"http://{stack.address('http')}", f"http://127.0.0.1:{sse.ready}"
         ways: dict[str, Way] = {

@@ -176,7 +176,7 @@ class VllmServe:
             cwd=ROOT,
             env=os.environ | _QUIET,
         )
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)  # Uvicorn closes what has been idle for 5 s.
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(600)) as session:
             serve = cls(f"http://127.0.0.1:{port}", model_path, session)
             try:

@@ -67,8 +67,10 @@ async def provider(answer: Any) -> AsyncIterator[str]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0]
-    yield f"{host}:{port}"
-    await runner.cleanup()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        await runner.cleanup()
 
 
 def streaming(*chunks: dict[str, Any], end: str = "data: [DONE]\n\n", headers: dict[str, str] | None = None) -> Any:
