@@ -39,9 +39,11 @@ async def chunks(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chun
 @asynccontextmanager
 async def worker(chunks: ChunkStack, **options: Any) -> AsyncIterator[Process]:
     process = await chunks.worker(**options)
-    yield process
-    if process.running:
-        await process.terminate()
+    try:
+        yield process
+    finally:
+        if process.running:
+            await process.terminate()
 
 
 def expected(sent: dict[str, Any]) -> str:

@@ -79,9 +79,11 @@ async def worker(stack: Stack, **options: Any) -> AsyncIterator[Process]:
     process = stack.add("gpu-worker", {"GPU_WORKER_ENGINE_OPTIONS": json.dumps({"tokens_per_second": 400, **options})})
     await process.start()
     await process.wait_ready()
-    yield process
-    if process.running:
-        await process.terminate()
+    try:
+        yield process
+    finally:
+        if process.running:
+            await process.terminate()
 
 
 async def submit(stub: LlmServiceStub, job: llm_pb2.JobRequest) -> str:

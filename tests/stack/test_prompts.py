@@ -33,8 +33,10 @@ async def gateway_with(stack: Stack, **changes: object) -> AsyncIterator[str]:
     gateway = stack.add("gateway", {"GATEWAY_MODELS": json.dumps([{**MODEL, **changes}])})
     await gateway.start()
     await gateway.wait_ready()
-    yield stack.address(gateway.name)
-    await gateway.terminate()
+    try:
+        yield stack.address(gateway.name)
+    finally:
+        await gateway.terminate()
 
 
 async def submitted(address: str, job: llm_pb2.JobRequest) -> grpc.StatusCode:

@@ -45,10 +45,12 @@ async def gateways(stack: Stack, *settings: dict[str, str]) -> AsyncIterator[lis
             await process.start()
             await process.wait_ready()
     channels = [grpc.aio.insecure_channel(stack.address(process.name)) for process in made]
-    yield list(zip(channels, made, strict=True))
-    for channel, process in zip(channels, made, strict=True):
-        await channel.close()
-        await process.terminate()
+    try:
+        yield list(zip(channels, made, strict=True))
+    finally:
+        for channel, process in zip(channels, made, strict=True):
+            await channel.close()
+            await process.terminate()
 
 
 async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: Path, stub: LlmServiceStub) -> None:

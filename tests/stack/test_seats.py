@@ -4,8 +4,9 @@ A worker has one seat here, or two. The output of a job that pauses is compared 
 """
 
 import asyncio
+import itertools
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -16,6 +17,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gpu_worker.engines.simulated import answer, decode
 from tests.support.engines import vllm_variable
 from tests.support.jobs import Seen, new_job, run_job, unpack, until_message, until_output, watch
 from tests.support.scrapes import scrape
@@ -23,6 +25,9 @@ from tests.support.stacks import FAST, stack_settings
 
 PATIENCE = 120
 TOKENS = 300
+WAITS = "[[fault:hang@150:once]]"
+"""Keeps a job from its end until it has paused, however late the other one comes."""
+PROMPT = f"Say something. {WAITS}"
 HIGH, BACKGROUND = common_pb2.JOB_CLASS_HIGH, common_pb2.JOB_CLASS_BACKGROUND
 QUEUED = llm_pb2.JOB_STATE_QUEUED
 
@@ -49,16 +54,18 @@ async def worker(stack: Stack, seats: int = 1, wait: str = "PT2M", **environment
     process = stack.add("gpu-worker", own)
     await process.start()
     await process.wait_ready()
-    yield process
-    if process.running:
-        await process.terminate()
+    try:
+        yield process
+    finally:
+        if process.running:
+            await process.terminate()
 
 
 async def submit(client: LlmServiceStub, job: llm_pb2.JobRequest) -> str:
     return (await client.Submit(llm_pb2.SubmitRequest(job=job), timeout=20)).workflow_id
 
 
-async def background_job(client: LlmServiceStub, prompt: str = "Say something.", **fields: object) -> str:
+async def background_job(client: LlmServiceStub, prompt: str = PROMPT, **fields: object) -> str:
     """Submit a background job and return its id once it has output."""
     job = new_job(prompt, params={"max_tokens": TOKENS}, job_class=BACKGROUND, **fields)
     id_ = await submit(client, job)
@@ -71,6 +78,20 @@ async def interactive_job(client: LlmServiceStub, tokens: int = 8000) -> str:
     id_ = await submit(client, new_job(params={"max_tokens": tokens}, job_class=HIGH))
     await until_output(client, id_)
     return id_
+
+
+async def displaced_job(
+    client: LlmServiceStub, paused: Callable[[llm_pb2.StreamStatusResponse], bool], **fields: object
+) -> tuple[str, "asyncio.Task[Seen]", str]:
+    """Submit a background job, and then one that takes its seat. Return them once the first has paused.
+
+    Returns the id of the first, what a reader from its first output on will have seen, and the id of the other.
+    """
+    id_ = await background_job(client, **fields)
+    watching = asyncio.create_task(watch(client, id_))
+    other = await interactive_job(client)
+    await until_message(client, id_, paused)
+    return id_, watching, other
 
 
 async def cancel(client: LlmServiceStub, id_: str) -> None:
@@ -99,8 +120,11 @@ async def until_status(client: LlmServiceStub, id_: str) -> llm_pb2.GetStatusRes
             await asyncio.sleep(0.1)
 
 
-async def undisturbed(client: LlmServiceStub, prompt: str = "Say something.") -> bytes:
-    return (await run_job(client, new_job(prompt, params={"max_tokens": TOKENS}))).output
+def undisturbed(prompt: str = PROMPT) -> bytes:
+    """Return the output of a job undisturbed."""
+    ids = itertools.islice(answer(prompt, llm_pb2.SamplingParams(), None), TOKENS)
+    # A character that was cut is no text.
+    return decode(list(ids)).rstrip("\ufffd").encode()
 
 
 def assert_whole(seen: Seen, expected: bytes, ends: list[str], pauses: int = 1) -> None:
@@ -111,7 +135,7 @@ def assert_whole(seen: Seen, expected: bytes, ends: list[str], pauses: int = 1) 
     metadata = seen.final.result.metadata
     assert (seen.rewinds, metadata.rewinds, metadata.pauses, metadata.output_tokens) == (0, 0, pauses, TOKENS)
     assert ends_of(seen) == ends
-    # At 200 tokens a second.
+    # At 200 tokens a second at most.
     assert metadata.engine_time.ToTimedelta().total_seconds() > 0.9 * TOKENS / 200
 
 
@@ -123,11 +147,8 @@ async def test_a_background_job_pauses_and_goes_on_at_the_same_token(
     installation: Stack, client: LlmServiceStub
 ) -> None:
     async with worker(installation) as process:
-        expected = await undisturbed(client)
-        id_ = await background_job(client)
-        early = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
-        await until_message(client, id_, is_paused)
+        expected = undisturbed()
+        id_, early, other = await displaced_job(client, is_paused)
         late = asyncio.create_task(watch(client, id_))
         status = (await until_status(client, id_)).status
         assert status.progress.worker.endswith(f"-{process.pid}")
@@ -151,11 +172,8 @@ async def test_a_long_pause_ends_at_another_worker(installation: Stack, client: 
     """The job goes back to the queue, where it may wait longer than its queue timeout."""
     queue = llm_pb2.JobTimeouts(queue=Duration(seconds=8))
     async with worker(installation, wait="PT0.5S"):
-        expected = await undisturbed(client)
-        id_ = await background_job(client, timeouts=queue)
-        seen = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
-        await until_message(client, id_, in_queue)
+        expected = undisturbed()
+        id_, seen, other = await displaced_job(client, in_queue, timeouts=queue)
         response = await status_of(client, id_)
         assert in_queue(response)
         assert 0 < response.status.progress.percent < 100
@@ -172,11 +190,8 @@ async def test_a_long_pause_ends_at_another_worker(installation: Stack, client: 
 @pytest.mark.parametrize("wait", ["PT2M", "PT0.5S"], ids=["at-the-worker", "in-the-queue"])
 async def test_a_cancel_ends_a_paused_job(installation: Stack, client: LlmServiceStub, wait: str) -> None:
     async with worker(installation, wait=wait):
-        expected = await undisturbed(client)
-        id_ = await background_job(client)
-        watching = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
-        await until_message(client, id_, in_queue if wait == "PT0.5S" else is_paused)
+        expected = undisturbed()
+        id_, watching, other = await displaced_job(client, in_queue if wait == "PT0.5S" else is_paused)
         await cancel(client, id_)
         seen = await watching
         assert seen.states[-1] == "CANCELLED"
@@ -194,10 +209,8 @@ async def test_a_paused_job_survives_its_worker(
     installation: Stack, client: LlmServiceStub, how: signal.Signals
 ) -> None:
     async with worker(installation, GPU_WORKER_SHUTDOWN_GRACE="PT0.2S") as process:
-        expected = await undisturbed(client)
-        id_ = await background_job(client)
-        watching = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
+        expected = undisturbed()
+        id_, watching, other = await displaced_job(client, is_paused)
         await until_status(client, id_)
         process.signal(how)
         await process.wait()
@@ -209,9 +222,10 @@ async def test_a_paused_job_survives_its_worker(
 
 async def test_background_jobs_keep_a_seat(installation: Stack, client: LlmServiceStub) -> None:
     """Of two seats others get one. The younger background job pauses, and the older one ends meanwhile."""
-    async with worker(installation, seats=2):
-        expected = [await undisturbed(client, prompt) for prompt in ("older", "younger")]
-        older, younger = [await background_job(client, prompt) for prompt in ("older", "younger")]
+    async with worker(installation, seats=2, GPU_WORKER_ENGINE_OPTIONS='{"tokens_per_second": 40}'):
+        prompts = ("older", f"younger {WAITS}")
+        expected = [undisturbed(prompt) for prompt in prompts]
+        older, younger = [await background_job(client, prompt) for prompt in prompts]
         watching = [asyncio.create_task(watch(client, id_)) for id_ in (older, younger)]
         others = [await submit(client, new_job(params={"max_tokens": 8000}, job_class=HIGH)) for _ in range(3)]
         await until_message(client, younger, is_paused)
@@ -227,13 +241,10 @@ async def test_background_jobs_keep_a_seat(installation: Stack, client: LlmServi
 async def test_a_pause_does_not_count_against_the_time_of_the_job(installation: Stack, client: LlmServiceStub) -> None:
     """Neither against its run timeout nor against its budget of engine time."""
     async with worker(installation):
-        expected = await undisturbed(client)
+        expected = undisturbed()
         limits = llm_pb2.JobTimeouts(run=Duration(seconds=20))
         budget = common_pb2.Budget(engine_time=Duration(seconds=15))
-        id_ = await background_job(client, timeouts=limits, budget=budget)
-        watching = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
-        await until_message(client, id_, in_queue)
+        _, watching, other = await displaced_job(client, in_queue, timeouts=limits, budget=budget)
         await cancel(client, other)
         assert_whole(await watching, expected, ["PAUSED", "FINISHED"])
 
@@ -241,11 +252,9 @@ async def test_a_pause_does_not_count_against_the_time_of_the_job(installation: 
 @pytest.mark.parametrize("wait", ["PT2M", "PT0.5S"], ids=["at-the-worker", "in-the-queue"])
 async def test_a_budget_is_exact_across_a_pause(installation: Stack, client: LlmServiceStub, wait: str) -> None:
     async with worker(installation, wait=wait):
-        expected = await undisturbed(client)
-        id_ = await background_job(client, budget=common_pb2.Budget(output_tokens=TOKENS - 20))
-        watching = asyncio.create_task(watch(client, id_))
-        other = await interactive_job(client)
-        await until_message(client, id_, in_queue if wait == "PT0.5S" else is_paused)
+        expected = undisturbed()
+        budget = common_pb2.Budget(output_tokens=TOKENS - 20)
+        _, watching, other = await displaced_job(client, in_queue if wait == "PT0.5S" else is_paused, budget=budget)
         await cancel(client, other)
         seen = await watching
         result = seen.final.result
