@@ -4,6 +4,8 @@ Both read the same file of chat completions, greedy, with the same engine option
 them works at a time. The suite's time is from the upload of the file to the end of the batch, which has written its
 output by then. That of `peer_run_batch` is from reading the file to its written output; its engine has started before.
 
+`--layers SmolLM2-135M` gives the model the layers of that one, as in bench.throughput.
+
 - `different prompts`: no two lines have much in common.
 - `shared prompts`: groups of lines begin with the same long text, and the lines of a group are far from one another.
   The engine's cache holds a part of these texts. The suite runs the lines of a group together, `peer_run_batch` in the
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.peers import vllm_peers
-from bench.peers.vllm_peers import RunBatch, worker_environment
+from bench.peers.vllm_peers import RunBatch, with_layers, worker_environment
 from bench.support import script
 from bench.support.report import Report
 from bench.support.stacks import new_stack
@@ -38,7 +40,10 @@ from llm_pb import batch_pb2
 
 @dataclass(frozen=True)
 class Sizes:
-    """The options of the command line. `lines` and `tokens` are of different prompts, `groups`, `members` of shared."""
+    """The options of the command line. `lines` and `tokens` are of different prompts, `groups`, `members` of shared.
+
+    No groups: no shared prompts.
+    """
 
     rounds: int = 7
     lines: int = 2048
@@ -48,6 +53,7 @@ class Sizes:
     max_concurrent: int = 64
     model_path: str = "models/docstrings"
     cache_mb: int = 256
+    layers: str = "its own"
 
 
 MODEL: Final = "docstrings"
@@ -78,17 +84,21 @@ async def measure(sizes: Sizes) -> Report:
             runs: list[tuple[str, str, Way, Sequence[dict[str, Any]]]] = [
                 (DIFFERENT, "suite", suite, different),
                 (DIFFERENT, "peer_run_batch", peer, different),
-                (SHARED, "suite", suite, far),
-                (SHARED, "peer_run_batch", peer, far),
-                (SHARED, "limit_sorted", peer, shared),
             ]
+            if shared:
+                runs += [
+                    (SHARED, "suite", suite, far),
+                    (SHARED, "peer_run_batch", peer, far),
+                    (SHARED, "limit_sorted", peer, shared),
+                ]
             # Nobody always has the caches that another one has left.
             for case, who, way, lines in runs[:: -1 if number % 2 else 1]:
                 report.add(case, who, await way(to_file(lines)))
     figure = "tokens_per_second"
     report.ratio(DIFFERENT, figure, "peer_run_batch", at_least=0.95)
-    report.ratio(SHARED, figure, "peer_run_batch", at_least=1)
-    report.ratio(SHARED, figure, "limit_sorted")
+    if shared:
+        report.ratio(SHARED, figure, "peer_run_batch", at_least=1)
+        report.ratio(SHARED, figure, "limit_sorted")
     return report
 
 
@@ -115,7 +125,7 @@ def to_file(lines: Sequence[dict[str, Any]]) -> bytes:
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[tuple[Way, Way]]:
     """Run the stack and the peer, and yield the two ways."""
-    extra = {"kv_cache_memory_bytes": sizes.cache_mb << 20}
+    extra = with_layers(sizes.layers) | {"kv_cache_memory_bytes": sizes.cache_mb << 20}
     async with AsyncExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         worker = worker_environment(sizes.model_path, sizes.max_concurrent, extra)

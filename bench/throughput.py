@@ -27,7 +27,7 @@ from typing import Any, Final
 import grpc
 
 from bench.peers import vllm_peers
-from bench.peers.vllm_peers import BareVllm, VllmServe, worker_environment
+from bench.peers.vllm_peers import BareVllm, VllmServe, with_layers, worker_environment
 from bench.support import script
 from bench.support.report import Report
 from bench.support.stacks import new_stack
@@ -51,26 +51,6 @@ class Sizes:
 
 Way = Callable[[list[str], int], Awaitable[dict[str, float]]]
 """Generates for prompts, up to a number of tokens each; returns the figures."""
-_LAYERS: Final[dict[str, dict[str, int]]] = {
-    "its own": {},
-    "SmolLM2-135M": {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "intermediate_size": 1536,
-    },
-    "Llama-3.1-8B": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 14336,
-    },
-}
-"""Sizes in the config.json of each model."""
 _PROMPT_CHARACTERS: Final = 200
 _CLIENT_SECONDS: Final = 600
 
@@ -124,13 +104,6 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
             "limit_bare_async_llm": bare.run,
             "peer_vllm_serve": serve.bench,
         }
-
-
-def with_layers(model: str) -> dict[str, Any]:
-    """Return vLLM's options that give the model the layers of another one, with random weights."""
-    if not (layers := _LAYERS[model]):
-        return {}
-    return {"load_format": "dummy", "dtype": "bfloat16", "hf_overrides": layers}
 
 
 async def suite(stub: LlmServiceStub, prompts: list[str], tokens: int) -> dict[str, float]:

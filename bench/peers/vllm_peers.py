@@ -23,6 +23,26 @@ from bench.support.openai_streams import completion
 from bench.support.stacks import ROOT, START_SECONDS
 from deploy.local.ports import free_port
 
+_LAYERS: Final[dict[str, dict[str, int]]] = {
+    "its own": {},
+    "SmolLM2-135M": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+    },
+    "Llama-3.1-8B": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+    },
+}
+"""Sizes in the config.json of each model."""
 _LINE_BYTES: Final = 16 * 1024 * 1024
 _QUIET: Final = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
@@ -52,6 +72,13 @@ def engine_options(extra: dict[str, Any] | None = None) -> dict[str, Any]:
     else:
         shared = {"gpu_memory_utilization": 0.28}
     return {**shared, **(extra or {})}
+
+
+def with_layers(model: str) -> dict[str, Any]:
+    """Return vLLM's options that give the model the layers of another one, with random weights."""
+    if not (layers := _LAYERS[model]):
+        return {}
+    return {"load_format": "dummy", "dtype": "bfloat16", "hf_overrides": layers}
 
 
 def worker_environment(
