@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,8 +44,8 @@ NO_SHELL = {"loki", "otel-collector", "temporal-ui"}
 
 
 def program(name: str) -> str:
-    """Return the path of a program, from `make tools` or else from PATH. Skips the test without it."""
-    folders = [ROOT / ".tools" / "deploy" / "bin", ROOT / ".tools" / "usr" / "bin"]
+    """Return the path of a program: of `make tools`, this environment, or PATH. Skips the test without it."""
+    folders = [ROOT / ".tools" / "deploy" / "bin", ROOT / ".tools" / "usr" / "bin", Path(sys.executable).parent]
     found = shutil.which(name, path=":".join(map(str, folders))) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed: `make tools`")

@@ -27,6 +27,7 @@ from tests.support.deployments import PROBES, SETTINGS, dockerfile, ports, probl
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
+EVERYTHING, VERSIONED = "examples/everything", "examples/versioned"
 TEMPORAL = FOLDER / "base" / "settings" / "temporal.env"
 AUTHORITY = Authority(Path(tempfile.mkdtemp()))
 PAIR = AUTHORITY.issue("any")
@@ -58,13 +59,13 @@ def program(name: str) -> str:
 
 
 @functools.cache
-def built(name: str) -> tuple[dict[str, Any], ...]:
-    command = [program("kubectl"), "kustomize", str(FOLDER / "examples" / name)]
+def built(folder: str) -> tuple[dict[str, Any], ...]:
+    command = [program("kubectl"), "kustomize", str(FOLDER / folder)]
     text = subprocess.run(command, check=True, capture_output=True).stdout
     return tuple(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
 
-@pytest.fixture(params=["everything", "versioned"])
+@pytest.fixture(params=[EVERYTHING, VERSIONED], ids=lambda folder: folder.rpartition("/")[2])
 def objects(request: pytest.FixtureRequest) -> tuple[dict[str, Any], ...]:
     return built(request.param)
 
@@ -183,14 +184,21 @@ def test_probes_ask_what_is_answered(pods: list[Pod]) -> None:
         assert (live["periodSeconds"], live["timeoutSeconds"]) == (30, 10)
         assert (ready["periodSeconds"], ready["timeoutSeconds"]) == (10, 5)
         assert live["httpGet"] == {"path": "/healthz", "port": "metrics"}
-        if "grpc" in ready:
-            # Kubernetes does not probe gRPC with TLS.
-            assert "GATEWAY_TLS_CERT" not in pod.environment
-            assert ready["grpc"]["port"] == pod.ports["grpc"]
-            assert ready["grpc"]["service"] == llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
-        else:
-            assert ready["httpGet"]["path"] in PROBES
-            assert ready["httpGet"]["port"] == "metrics"
+        assert ready["httpGet"]["path"] in PROBES
+        assert ready["httpGet"]["port"] == "metrics"
+
+
+def test_a_gateway_without_tls_is_probed_by_its_own_protocol() -> None:
+    """Kubernetes does not probe gRPC with TLS, which both examples have."""
+    (gateway,) = [one for one in of_kind(built("base"), "Deployment") if name_of(one) == "gateway-api"]
+    (container,) = gateway["spec"]["template"]["spec"]["containers"]
+    service = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
+    port = GatewaySettings.model_fields["port"].default
+    assert container["readinessProbe"] == {
+        "grpc": {"port": port, "service": service},
+        "periodSeconds": 10,
+        "timeoutSeconds": 5,
+    }
 
 
 def test_a_pod_outlives_the_grace_of_its_service(pods: list[Pod]) -> None:
@@ -392,26 +400,26 @@ def test_each_queue_has_its_workers_and_its_scaler(objects: tuple[dict[str, Any]
 
 def test_versions_have_the_pods_of_what_they_replace() -> None:
     """And the controller connects as they do."""
-    (versioned,) = of_kind(built("versioned"), "WorkerDeployment")
-    (plain,) = [one for one in of_kind(built("everything"), "Deployment") if name_of(one) == "gateway-workflows"]
+    (versioned,) = of_kind(built(VERSIONED), "WorkerDeployment")
+    (plain,) = [one for one in of_kind(built(EVERYTHING), "Deployment") if name_of(one) == "gateway-workflows"]
     ours, theirs = (one["spec"]["template"]["spec"]["containers"][0] for one in (plain, versioned))
     assert {key: ours[key] for key in ("image", "env", "resources", "livenessProbe")} == {
         key: theirs[key] for key in ("image", "env", "resources", "livenessProbe")
     }
-    (connection,) = of_kind(built("versioned"), "Connection")
+    (connection,) = of_kind(built(VERSIONED), "Connection")
     options = versioned["spec"]["workerOptions"]
     assert name_of(connection) == options["connectionRef"]["name"]
     settings = dict(line.split("=", 1) for line in TEMPORAL.read_text().splitlines() if line[0] != "#")
     address, namespace = settings["TEMPORAL_ADDRESS"], settings["TEMPORAL_NAMESPACE"]
     assert (connection["spec"]["hostPort"], options["temporalNamespace"]) == (address, namespace)
-    (scaling,) = of_kind(built("versioned"), "WorkerResourceTemplate")
+    (scaling,) = of_kind(built(VERSIONED), "WorkerResourceTemplate")
     assert scaling["spec"]["workerDeploymentRef"]["name"] == name_of(versioned)
-    assert not [one for one in of_kind(built("versioned"), "Deployment") if name_of(one) == "gateway-workflows"]
+    assert not [one for one in of_kind(built(VERSIONED), "Deployment") if name_of(one) == "gateway-workflows"]
 
 
 def test_the_alerts_are_those_of_observability() -> None:
     """`make settings` writes them."""
-    (rule,) = of_kind(built("everything"), "PrometheusRule")
+    (rule,) = of_kind(built(EVERYTHING), "PrometheusRule")
     alerts = yaml.safe_load((ROOT / "deploy" / "observability" / "alerts.yml").read_text())
     assert rule["spec"] == alerts
 
