@@ -69,6 +69,7 @@ ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
 PIPELINE_WORKFLOW_TYPE: Final = "LLMPipelineWorkflow"
 UPDATE_ANSWER_STEP: Final = "AnswerStep"
 ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
+ACTIVITY_ADMIT_STEPS: Final = "AdmitSteps"
 ACTIVITY_RECALL_STEP: Final = "RecallStep"
 ACTIVITY_LEFT_USAGE: Final = "LeftUsage"
 ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
@@ -230,6 +231,8 @@ PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 # A cancel of a pipeline cancels each step once, although the first one that ends ends the fan-out of all of them.
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
+# The jobs of a pipeline's fan-out that begin at the same time are admitted by one activity.
+PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.

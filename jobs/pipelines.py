@@ -1,6 +1,7 @@
 """A pipeline between its workflow and those who read it: paths, states, errors."""
 
 import re
+from datetime import timedelta
 from typing import Final
 
 from google.protobuf.message import Message
@@ -18,6 +19,9 @@ MAX_STEPS: Final = 2000
 MAX_HISTORY_BYTES: Final = 32 * 1024 * 1024
 """Size of what steps are called with and return, up to which steps begin. It is in the history, and Temporal terminates
 a workflow beyond 50 MiB. So there is room for the rest, for what runs then, and for compensations."""
+TASK_TIMEOUT: Final = timedelta(seconds=30)
+"""Maximum time of a workflow task. One that begins with a replay takes about 4 ms of a core for each step so far. By
+default Temporal gives a task up after 10 s, and the next one would begin the same replay again, for ever."""
 MAX_SUMMARY_BYTES: Final = 256
 MAX_QUESTION_BYTES: Final = 1024
 MAX_TEXT_BYTES: Final = 1024 * 1024

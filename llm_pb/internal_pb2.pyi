@@ -3424,6 +3424,60 @@ class PipelineOptions(_message.Message):
 Global___PipelineOptions: _TypeAlias = PipelineOptions  # noqa: Y015
 
 @_typing.final
+class AdmitStepsRequest(_message.Message):
+    """Input of AdmitSteps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobRequest]:
+        """The jobs of steps that begin at the same time."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[_llm_pb2.JobRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitStepsRequest: _TypeAlias = AdmitStepsRequest  # noqa: Y015
+
+@_typing.final
+class AdmitStepsResponse(_message.Message):
+    """Result of AdmitSteps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobOptions]:
+        """The options that were chosen, each once: jobs that differ in their prompts have the same."""
+
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each job the index of its options. -1: AdmitStep says why the job is refused, or checks it when that is possible."""
+
+    def __init__(
+        self,
+        *,
+        options: _abc.Iterable[Global___JobOptions] | None = ...,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitStepsResponse: _TypeAlias = AdmitStepsResponse  # noqa: Y015
+
+@_typing.final
 class ReadTextRequest(_message.Message):
     """Input of ReadText."""
 
@@ -3569,8 +3623,8 @@ Global___PipelineRecord: _TypeAlias = PipelineRecord  # noqa: Y015
 
 @_typing.final
 class PipelineChange(_message.Message):
-    """What a pipeline publishes to its feed, at most four times a second. It is complete: who knows the tree at `since` knows it at
-    `record.version` then.
+    """What a pipeline publishes to its feed, at most four times a second, and once a second where its tree has 1,000 nodes. It is
+    complete: who knows the tree at `since` knows it at `record.version` then.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

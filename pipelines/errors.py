@@ -101,6 +101,15 @@ async def failing_as(path: str) -> AsyncIterator[None]:
         raise asyncio.CancelledError
 
 
+def places(error: BaseException) -> str:
+    """Return where an exception was raised, the innermost frame last."""
+    found, traceback = [], error.__traceback__
+    while traceback is not None:
+        found.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return ", ".join(found)
+
+
 def _cancels() -> int:
     """Return how often the current task was cancelled."""
     task = asyncio.current_task()

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, failing_as, status_of
 
+from pipelines.admission import ADMISSION, Admission
 from pipelines.history import HistoryRoom
 from pipelines.left import left_by
 from pipelines.metrics import record_step
@@ -40,8 +41,6 @@ from pipelines.tree import Tree
 from workflows import activities
 
 _M = TypeVar("_M", bound=Message)
-ADMISSION: Final = timedelta(minutes=1)
-"""Maximum time to check a step and to choose its options."""
 _SHORTEST: Final = timedelta(milliseconds=1)
 _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
@@ -67,6 +66,7 @@ class Execution:
         self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
         self.room = HistoryRoom()
+        self.admission = Admission()
         self.recalled_tokens = 0
         """Output tokens that an earlier run has used, and that have counted for quotas when it ended."""
         self.leases = TokenLeases(
@@ -161,9 +161,7 @@ class Execution:
         job.timeouts.total.CopyFrom(options.duration(self.within(step.path, timeout)))
         if (left := self.grant(step)) is not None:
             job.budget.CopyFrom(left)
-        chosen = await workflow.execute_local_activity(
-            activities.admit_step, job, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
-        )
+        chosen = await self.admission.options_of(job)
         if not self.compensating:
             await self.leases.take(step.path, reserved_tokens(job, chosen.default_max_tokens))
         start = job_start(

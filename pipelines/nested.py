@@ -12,10 +12,12 @@ with workflow.unsafe.imports_passed_through():
     from jobs import names, work_start
     from jobs.ids import tenant_of
     from jobs.options import duration
+    from jobs.pipelines import TASK_TIMEOUT
     from jobs.search import attributes_of
     from llm_pb import batch_pb2, internal_pb2, pipeline_pb2
 
-from pipelines.execution import ADMISSION, Execution
+from pipelines.admission import ADMISSION
+from pipelines.execution import Execution
 from pipelines.step import Step
 from workflows import activities
 
@@ -69,13 +71,27 @@ async def run_pipeline(
     chosen.expire_time.FromDatetime(workflow.now() + within)
     run = internal_pb2.PipelineRun(pipeline=request, options=chosen)
     memo = work_start.memo(request, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
-    return await _child(execution, step, names.PIPELINE_WORKFLOW_TYPE, run, pipeline_pb2.PipelineResult, memo)
+    return await _child(
+        execution,
+        step,
+        names.PIPELINE_WORKFLOW_TYPE,
+        run,
+        pipeline_pb2.PipelineResult,
+        memo,
+        task_timeout=TASK_TIMEOUT,
+    )
 
 
 async def _child(
-    execution: Execution, step: Step, workflow_type: str, run: Message, result_type: type[_C], memo: dict[str, Any]
+    execution: Execution,
+    step: Step,
+    workflow_type: str,
+    run: Message,
+    result_type: type[_C],
+    memo: dict[str, Any],
+    **start: Any,
 ) -> _C:
-    """Run a child, and count what it has used, however it ends."""
+    """Run a child, and count what it has used, however it ends. `start` are arguments of start_child_workflow()."""
     about = work_start.about(execution.pipeline)
     result = await execution.run_child(
         step,
@@ -85,6 +101,7 @@ async def _child(
         memo=memo,
         search_attributes=TypedSearchAttributes(attributes_of(about, tenant_of(execution.id), execution.hash_)),
         priority=workflow.info().priority,
+        **start,
     )
     execution.count(step, result)
     return result

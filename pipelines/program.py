@@ -208,6 +208,8 @@ class Pipeline:
                     raise
                 return error
 
+        if min(limit, len(items)) > 1:
+            self._execution.admission.together = workflow.patched(names.PATCH_ADMITS_TOGETHER)
         left = self._execution.tree.left
         if len(items) > min(limit, left) and workflow.patched(names.PATCH_WIDE_MAPS):
             if len(items) > left and not self._execution.compensating:

@@ -3,7 +3,7 @@
     run its code ──▶ its compensations, if it did not succeed ──▶ remove feed, release slot (ForgetFeed)
         │                                                              └▶ notify of the outcome (NotifyUI) ──▶ close
         │ AdmitStep, then a child LLMJobWorkflow for each job; any activity for other steps
-        └ PublishPipeline when the tree has changed, at most four times a second
+        └ PublishPipeline when the tree has changed, at most four times a second; once, if it has 1,000 nodes
 
 It closes as a job does: SUCCEEDED is Completed with the PipelineResult, CANCELLED is Canceled, FAILED and TIMED_OUT are
 Failed with the reason as the type. Its memo then holds the PipelineStatus. The tree is read by a query, later, too.
@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
         with_defaults,
     )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import Incomplete, StepFailed, contained, status_of
+    from pipelines.errors import Incomplete, StepFailed, contained, places, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -52,6 +52,8 @@ from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, deliver_outcome
 
 _PUBLISH_EVERY: Final = timedelta(milliseconds=250)
+_NODES_EVERY: Final = 250
+"""Number of nodes up to which a tree is published so often. Each time costs the pipeline some events."""
 _LOCAL: Final = timedelta(seconds=10)
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _MAX_RESULT_BYTES: Final = 1024 * 1024
@@ -184,7 +186,7 @@ class LLMPipelineWorkflow:
             self._error = error.status
         else:
             # Its message may quote what users write, and is in the status.
-            workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, _places(error))
+            workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, places(error))
             self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
 
     async def _program(self) -> pipeline_pb2.PipelineResult:
@@ -244,7 +246,7 @@ class LLMPipelineWorkflow:
             publishing.exception()
             if paced:
                 with contextlib.suppress(TimeoutError):
-                    await workflow.wait_condition(lambda: self._ended, timeout=_PUBLISH_EVERY)
+                    await workflow.wait_condition(lambda: self._ended, timeout=_pause(len(tree.nodes)))
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> pipeline_pb2.PipelineResult:
         """Publish the outcome, and close with it."""
@@ -308,13 +310,9 @@ async def _quietly(work: Callable[[], Awaitable[object]]) -> None:
     try:
         await work()
     except Exception as error:  # noqa: BLE001  # see above
-        workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, _places(error))
+        workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, places(error))
 
 
-def _places(error: BaseException) -> str:
-    """Return where an exception was raised, the innermost frame last."""
-    places, traceback = [], error.__traceback__
-    while traceback is not None:
-        places.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
-        traceback = traceback.tb_next
-    return ", ".join(places)
+def _pause(nodes: int) -> timedelta:
+    """Return the time until a tree of so many nodes is published again. A replay takes no notice of it."""
+    return _PUBLISH_EVERY * max(1, nodes / _NODES_EVERY)

@@ -170,6 +170,12 @@ async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
     raise NotImplementedError
 
 
+@activity.defn(name=names.ACTIVITY_ADMIT_STEPS)
+async def admit_steps(request: internal_pb2.AdmitStepsRequest) -> internal_pb2.AdmitStepsResponse:
+    """Do the same with the jobs of several steps. Those that are refused, or cannot be checked now, get no options."""
+    raise NotImplementedError
+
+
 @activity.defn(name=names.ACTIVITY_RECALL_STEP)
 async def recall_step(job_id: str) -> llm_pb2.JobResult:
     """Return the result of a step's job, of an earlier run of its pipeline; an empty one unless it has succeeded."""

@@ -277,8 +277,9 @@ def workflow_worker(
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
             # Batches of earlier versions have these steps here.
             *(batches.plan_batch, batches.merge_batch),
-            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step, in_pipelines.left_usage),
-            *(in_pipelines.publish_pipeline, texts.read_text, texts.write_text),
+            *(in_pipelines.admit_step, in_pipelines.admit_steps, in_pipelines.admit_batch),
+            *(in_pipelines.recall_step, in_pipelines.left_usage, in_pipelines.publish_pipeline),
+            *(texts.read_text, texts.write_text),
         ],
         # The sandbox imports the workflow's module again for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

@@ -12,6 +12,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.errors import reason_of
+from jobs.pipelines import TASK_TIMEOUT
 from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -132,7 +133,7 @@ async def test_the_counts_of_a_batch_are_those_of_its_step_while_it_runs(
     assert step.usage.output_tokens > 12, "what a cancelled batch has used counts"
 
 
-async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient) -> None:
+async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient, temporal: Client) -> None:
     """It has a tree of its own, and its usage and counts are those of the step."""
     spec = Struct()
     spec.update({"code": "essay", "topics": ["rain", "snow"]})
@@ -150,6 +151,10 @@ async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient) -> 
         assert (step.counts.succeeded, step.usage.output_tokens) == (4, 210)
         assert inner.steps[0].workflow_id == f"{seen.status.pipeline_id}/parts/{number}/write/outline"
     assert seen.status.left.output_tokens == 1000 - 420
+    # The replay of a long one on a busy machine takes more than the 10 s that Temporal gives a task by default.
+    for id_ in (seen.status.pipeline_id, step.workflow_id):
+        begin = await anext(temporal.get_workflow_handle(id_).fetch_history_events())
+        assert begin.workflow_execution_started_event_attributes.workflow_task_timeout.ToTimedelta() == TASK_TIMEOUT
     assert (seen.status.root.kind, seen.steps["parts"].kind) == (step.kind, pipeline_pb2.STEP_KIND_GROUP)
     page = (await http.get(f"/console/pipelines/{seen.status.pipeline_id}")).text
     link = f"/console/pipelines/{seen.status.pipeline_id}%2Fparts%2F0%2Fwrite"

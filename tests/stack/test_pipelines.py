@@ -21,7 +21,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import PATIENCE, bad_fields, refusal
 from tests.support.paths import ROOT
-from tests.support.pipelines import REGISTERED, answer, cancel, follow, get, new_pipeline, submit
+from tests.support.pipelines import REGISTERED, answer, cancel, follow, get, local_activities, new_pipeline, submit
 
 NEEDS_ANSWER = pipeline_pb2.STEP_STATE_NEEDS_ANSWER
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
@@ -173,10 +173,14 @@ async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(
         job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
         assert job.status.state == llm_pb2.JOB_STATE_CANCELLED
         assert job.result.output.encode() == seen.outputs[path] != b""
+    events = (await temporal.get_workflow_handle(id_).fetch_history()).events
+    # All were admitted at once.
+    called = local_activities(events)
+    assert (called[names.ACTIVITY_ADMIT_STEPS], called[names.ACTIVITY_ADMIT_STEP]) == (1, 0)
     # Each was asked once, although the first one that ends ends the fan-out.
     requests = [
         event.request_cancel_external_workflow_execution_initiated_event_attributes.workflow_execution.workflow_id
-        async for event in temporal.get_workflow_handle(id_).fetch_history_events()
+        for event in events
         if event.HasField("request_cancel_external_workflow_execution_initiated_event_attributes")
     ]
     assert sorted(requests) == sorted(f"{id_}/parts/{number}/write" for number in range(20))

@@ -1,11 +1,15 @@
 """How tests submit pipelines, answer and follow them."""
 
 import itertools
+import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.message import Message
+from temporalio.api.history.v1 import HistoryEvent
 
 from jobs.pipelines import FINAL_STATES
 from llm_pb import pipeline_pb2
@@ -49,6 +53,16 @@ async def cancel(stub: Any, id_: str) -> pipeline_pb2.PipelineStatus:
 async def answer(stub: Any, id_: str, path: str, answer_id: str, *, approved: bool) -> pipeline_pb2.StepStatus:
     request = pipeline_pb2.AnswerStepRequest(pipeline_id=id_, path=path, answer_id=answer_id, approved=approved)
     return (await stub.AnswerStep(request, timeout=PATIENCE)).step
+
+
+def local_activities(events: Iterable[HistoryEvent]) -> Counter[str]:
+    """Return how often a workflow has called each of its local activities."""
+    markers = (event.marker_recorded_event_attributes for event in events)
+    return Counter(
+        json.loads(marker.details["data"].payloads[0].data)["activity_type"]
+        for marker in markers
+        if marker.marker_name == "core_local_activity"
+    )
 
 
 @dataclass

@@ -50,6 +50,7 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.merge_batch: BatchActivities.merge_batch,
     activities.clean_batch: BatchActivities.clean_batch,
     activities.admit_step: PipelineSteps.admit_step,
+    activities.admit_steps: PipelineSteps.admit_steps,
     activities.recall_step: PipelineSteps.recall_step,
     activities.left_usage: PipelineSteps.left_usage,
     activities.publish_pipeline: PipelineSteps.publish_pipeline,

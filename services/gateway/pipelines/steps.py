@@ -1,5 +1,6 @@
 """The activities of LLMPipelineWorkflow that check a step as its call does, and publish the tree."""
 
+import asyncio
 import json
 from typing import Final
 
@@ -83,6 +84,20 @@ class PipelineSteps:
         chosen.max_inline_bytes = MAX_STEP_INLINE_BYTES
         chosen.default_max_tokens = max(chosen.default_max_tokens, self._tokens_of_form(job))
         return chosen
+
+    @activity.defn(name=names.ACTIVITY_ADMIT_STEPS)
+    async def admit_steps(self, request: internal_pb2.AdmitStepsRequest) -> internal_pb2.AdmitStepsResponse:
+        """Return the options of the jobs of several steps, except of those that admit_step() raises an error for."""
+        answer, known = internal_pb2.AdmitStepsResponse(), dict[bytes, int]()
+        for chosen in await asyncio.gather(*map(self.admit_step, request.jobs), return_exceptions=True):
+            if isinstance(chosen, BaseException):
+                answer.numbers.append(-1)
+                continue
+            number = known.setdefault(chosen.SerializeToString(deterministic=True), len(known))
+            if number == len(answer.options):
+                answer.options.append(chosen)
+            answer.numbers.append(number)
+        return answer
 
     def _tokens_of_form(self, job: llm_pb2.JobRequest) -> int:
         """Return the number of characters of the longest JSON of the job's schema, at most what the model may generate.

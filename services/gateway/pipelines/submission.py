@@ -16,7 +16,7 @@ from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete, check_submit
-from jobs.pipelines import FINAL_STATES, is_repeat, new_status, with_defaults
+from jobs.pipelines import FINAL_STATES, TASK_TIMEOUT, is_repeat, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
@@ -118,6 +118,7 @@ class PipelineSubmission:
                 priority=self._turns.priority(caller.tenant, pipeline.user_id, hash_, job_class),
                 # The last resort, for code that blocks or whose replay fails for ever.
                 execution_timeout=_within(pipeline, self._settings) + self._settings.max_total_timeout + _GRACE,
+                task_timeout=TASK_TIMEOUT,
                 request_eager_start=True,
             )
         except WorkflowAlreadyStartedError as error:
