@@ -22,7 +22,10 @@
 
 namespace pb = llm::v1;
 using grpc::StatusCode;
-using std::chrono::milliseconds, std::chrono::seconds, std::chrono::system_clock;
+using std::chrono::milliseconds, std::chrono::system_clock;
+
+// How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
+constexpr int kTries = 60, kFirstTries = 5;
 
 std::string setting(const char* name, const char* otherwise) {
   const char* value = std::getenv(name);
@@ -57,8 +60,7 @@ std::optional<milliseconds> retry_delay(const grpc::Status& failure) {
 grpc::Status watch(pb::LlmService::Stub& stub, pb::StreamStatusRequest request, pb::JobStatus& last) {
   int64_t end = 0;
   pb::JobState state = pb::JOB_STATE_UNSPECIFIED;
-  // The address may be wrong as long as no gateway has answered.
-  auto give_up = system_clock::now() + seconds(5);
+  int failures = 0, tries = kFirstTries;
   for (;;) {
     grpc::ClientContext context;
     // A stream is opened again after this time, so that a dead connection is noticed.
@@ -67,8 +69,10 @@ grpc::Status watch(pb::LlmService::Stub& stub, pb::StreamStatusRequest request, 
     pb::StreamStatusResponse message;
     bool answered = false;
     while (stream->Read(&message)) {
+      // Each stream begins with the status, which the last stream may have brought already.
+      if (answered || message.has_delta()) failures = 0;
       answered = true;
-      give_up = system_clock::now() + seconds(60);
+      tries = kTries;
       end = message.next_offset();
       last = message.status();
       if (!message.resume_token().empty()) request.set_resume_token(message.resume_token());
@@ -82,12 +86,14 @@ grpc::Status watch(pb::LlmService::Stub& stub, pb::StreamStatusRequest request, 
     }
     grpc::Status status = stream->Finish();
     if (status.ok()) status = grpc::Status(StatusCode::UNAVAILABLE, "the stream ended before the job did");
-    // A job may be silent for hours.
-    if (answered && status.error_code() == StatusCode::DEADLINE_EXCEEDED) continue;
+    // A job may be silent for hours: a stream that has begun and fallen silent has not failed.
+    bool silent = answered && status.error_code() == StatusCode::DEADLINE_EXCEEDED;
+    failures = silent ? 0 : failures + 1;
+    if (silent) continue;
     // A gateway that is full has answered.
-    if (status.error_code() == StatusCode::RESOURCE_EXHAUSTED) give_up = system_clock::now() + seconds(60);
+    if (status.error_code() == StatusCode::RESOURCE_EXHAUSTED) tries = kTries;
     auto delay = retry_delay(status);
-    if (!delay || system_clock::now() > give_up) return status;
+    if (!delay || failures >= tries) return status;
     std::cerr << "\n" << status.error_message() << "; going on at byte " << end << "\n";
     std::this_thread::sleep_for(*delay);
   }

@@ -26,6 +26,9 @@ import (
 	pb "llm/v1"
 )
 
+// How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
+const mostTries, firstTries = 60, 5
+
 func setting(name, otherwise string) string {
 	if value, ok := os.LookupEnv(name); ok {
 		return value
@@ -49,8 +52,7 @@ func isFinal(state pb.JobState) bool { return state >= pb.JobState_JOB_STATE_SUC
 func watch(client pb.LlmServiceClient, request *pb.StreamStatusRequest) (*pb.JobStatus, error) {
 	var end int64
 	var state pb.JobState
-	// The address may be wrong as long as no gateway has answered.
-	giveUp := time.Now().Add(5 * time.Second)
+	failures, tries := 0, firstTries
 	for {
 		// A stream is opened again after this time, so that a dead connection is noticed.
 		ctx, cancel := limit("LLM_STREAM_SECONDS", "120")
@@ -61,7 +63,11 @@ func watch(client pb.LlmServiceClient, request *pb.StreamStatusRequest) (*pb.Job
 			if message, err = stream.Recv(); err != nil {
 				break
 			}
-			answered, giveUp, end = true, time.Now().Add(time.Minute), message.NextOffset
+			// Each stream begins with the status, which the last stream may have brought already.
+			if answered || message.Delta != nil {
+				failures = 0
+			}
+			answered, tries, end = true, mostTries, message.NextOffset
 			if message.ResumeToken != "" {
 				request.ResumeToken = message.ResumeToken
 			}
@@ -85,13 +91,15 @@ func watch(client pb.LlmServiceClient, request *pb.StreamStatusRequest) (*pb.Job
 		}
 		failure := status.Convert(err)
 		if answered && failure.Code() == codes.DeadlineExceeded {
-			continue // A job may be silent for hours.
+			failures = 0
+			continue // A job may be silent for hours: a stream that has begun and fallen silent has not failed.
 		}
+		failures++
 		if failure.Code() == codes.ResourceExhausted {
-			giveUp = time.Now().Add(time.Minute) // A gateway that is full has answered.
+			tries = mostTries // A gateway that is full has answered.
 		}
 		delay, passes := retryDelay(failure)
-		if !passes || time.Now().After(giveUp) {
+		if !passes || failures >= tries {
 			return nil, err
 		}
 		log.Printf("\n%s; going on at byte %d", failure.Message(), end)

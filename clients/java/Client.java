@@ -16,13 +16,14 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
-import java.time.Instant;
 import java.util.Iterator;
 import java.util.concurrent.TimeUnit;
 import llm.v1.*;
 import llm.v1.LlmServiceGrpc.LlmServiceBlockingStub;
 
 public class Client {
+  // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
+  static final int TRIES = 60, FIRST_TRIES = 5;
   static final PrintStream OUT = new PrintStream(System.out, true, StandardCharsets.UTF_8);
 
   static String setting(String name, String otherwise) {
@@ -63,8 +64,7 @@ public class Client {
   static JobStatus watch(LlmServiceBlockingStub stub, String id, String token) throws Exception {
     long offset = 0;
     JobState state = JobState.JOB_STATE_UNSPECIFIED;
-    // The address may be wrong as long as no gateway has answered.
-    Instant giveUp = Instant.now().plusSeconds(5);
+    int failures = 0, tries = FIRST_TRIES;
     for (; ; ) {
       boolean answered = false;
       try {
@@ -75,8 +75,10 @@ public class Client {
           StreamStatusResponse message = stream.next();
           OutputDelta delta = message.getDelta();
           JobStatus status = message.getStatus();
+          // Each stream begins with the status, which the last stream may have brought already.
+          if (answered || message.hasDelta()) failures = 0;
           answered = true;
-          giveUp = Instant.now().plusSeconds(60);
+          tries = TRIES;
           offset = message.getNextOffset();
           if (!message.getResumeToken().isEmpty()) token = message.getResumeToken();
           if (delta.getRewind()) note("the job started over: what follows replaces the output from byte " + delta.getOffset());
@@ -89,12 +91,14 @@ public class Client {
         throw Status.UNAVAILABLE.withDescription("the stream ended before the job did").asRuntimeException();
       } catch (StatusRuntimeException error) {
         Status.Code code = error.getStatus().getCode();
-        // A job may be silent for hours.
-        if (answered && code == Status.Code.DEADLINE_EXCEEDED) continue;
+        // A job may be silent for hours: a stream that has begun and fallen silent has not failed.
+        boolean silent = answered && code == Status.Code.DEADLINE_EXCEEDED;
+        failures = silent ? 0 : failures + 1;
+        if (silent) continue;
         // A gateway that is full has answered.
-        if (code == Status.Code.RESOURCE_EXHAUSTED) giveUp = Instant.now().plusSeconds(60);
+        if (code == Status.Code.RESOURCE_EXHAUSTED) tries = TRIES;
         long delay = retryDelay(error);
-        if (Instant.now().isAfter(giveUp)) throw error;
+        if (failures >= tries) throw error;
         note(error.getStatus().getDescription() + "; going on at byte " + offset);
         Thread.sleep(delay);
       }

@@ -17,19 +17,22 @@ ADDRESS = ENV.fetch("LLM_ADDRESS", "127.0.0.1:50051")
 TIMEOUT_SECONDS = Float(ENV.fetch("LLM_TIMEOUT_SECONDS", "30"))
 # A stream is opened again after this time, so that a dead connection is noticed.
 STREAM_SECONDS = Float(ENV.fetch("LLM_STREAM_SECONDS", "120"))
+# How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
+TRIES, FIRST_TRIES = 60, 5
 FINAL = %i[JOB_STATE_SUCCEEDED JOB_STATE_FAILED JOB_STATE_CANCELLED JOB_STATE_TIMED_OUT].freeze
 
 # Prints the job's output and states to its end, and returns the last status. A stream that breaks is opened again where
 # it broke, so that every byte of the output is printed once.
 def watch(stub, workflow_id, token)
-  # The address may be wrong as long as no gateway has answered.
-  offset, state, give_up = 0, nil, Time.now + 5
+  offset, state, failures, tries = 0, nil, 0, FIRST_TRIES
   begin
     answered = false
     request = StreamStatusRequest.new(workflow_id: workflow_id, resume_token: token)
     stub.stream_status(request, deadline: Time.now + STREAM_SECONDS).each do |message|
-      answered, give_up = true, Time.now + 60
       delta, status, offset = message.delta, message.status, message.next_offset
+      # Each stream begins with the status, which the last stream may have brought already.
+      failures = 0 if answered || delta
+      answered, tries = true, TRIES
       token = message.resume_token unless message.resume_token.empty?
       warn "\nthe job started over: what follows replaces the output from byte #{delta.offset}" if delta&.rewind
       print delta.text if delta
@@ -41,12 +44,14 @@ def watch(stub, workflow_id, token)
   rescue GRPC::BadStatus, GRPC::Core::CallError => e
     # What a deadline becomes while a message is awaited.
     e = GRPC::DeadlineExceeded.new("no message has come") if e.is_a?(GRPC::Core::CallError)
-    # A job may be silent for hours.
-    retry if answered && e.is_a?(GRPC::DeadlineExceeded)
+    # A job may be silent for hours: a stream that has begun and fallen silent has not failed.
+    silent = answered && e.is_a?(GRPC::DeadlineExceeded)
+    failures = silent ? 0 : failures + 1
+    retry if silent
     # A gateway that is full has answered.
-    give_up = Time.now + 60 if e.is_a?(GRPC::ResourceExhausted)
+    tries = TRIES if e.is_a?(GRPC::ResourceExhausted)
     delay = retry_delay(e)
-    raise e if delay.nil? || Time.now > give_up
+    raise e if delay.nil? || failures >= tries
     warn "\n#{e.details}; going on at byte #{offset}"
     sleep delay
     retry
