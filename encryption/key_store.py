@@ -89,7 +89,7 @@ class KeyStore:
                 "`python -m encryption init`"
             ) from error
         except OSError as error:
-            raise KeysUnavailable(f"the key store cannot be read: {error}") from error
+            raise KeysUnavailable(f"ENCRYPTION_KEY_STORE: the key store cannot be read: {error}") from error
 
     def read(self, slot: Slot) -> WrappedKey | None:
         """Return the key, None when there is none or it was deleted.

@@ -89,6 +89,6 @@ class Keyring:
         try:
             return _File.model_validate_json(self._path.read_text())
         except (OSError, UnicodeDecodeError) as error:
-            raise KeysUnavailable(f"the keyring cannot be read: {error}") from error
+            raise KeysUnavailable(f"ENCRYPTION_KEYRING: the keyring cannot be read: {error}") from error
         except ValidationError as error:
             raise KeysUnavailable(f"the keyring {self._path} is not as docs/encryption.md says: {error}") from error

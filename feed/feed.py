@@ -8,11 +8,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol, Self
 
-from pydantic import Field, FilePath, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feed.nats_settings import NatsUrl, StreamName, SubjectPrefix
 from llm_pb import internal_pb2
+from runtime.files import ReadableFile
 from runtime.tls import ClientTls, client_tls
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
@@ -108,15 +109,15 @@ class FeedSettings(BaseSettings):
     url: NatsUrl = SecretStr("nats://127.0.0.1:4222")
     """URL of the NATS server, with JetStream. It may hold a user and password. Those of several servers of one cluster
     are separated by commas."""
-    tls_ca: FilePath | None = None
+    tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
     TLS handshake, so the server needs handshake_first. Unset: the connection is in clear, unless the server requires
     TLS."""
-    tls_cert: FilePath | None = None
+    tls_cert: ReadableFile | None = None
     """PEM file of the certificate to present to the NATS server."""
-    tls_key: FilePath | None = None
+    tls_key: ReadableFile | None = None
     """PEM file of the private key of FEED_TLS_CERT, not encrypted."""
-    nkey_seed: FilePath | None = None
+    nkey_seed: ReadableFile | None = None
     """File of the NKey seed with which the process authenticates to the NATS server."""
     stream: StreamName = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""

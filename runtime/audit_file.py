@@ -10,6 +10,7 @@ from typing import Final
 
 from encryption import durable_file
 from runtime.audit import AuditUnavailable
+from runtime.environment import WrongSetting
 
 _MODE: Final = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP
 _NONE: Final = -1
@@ -22,8 +23,8 @@ class AuditFile:
     without copytruncate): the next write makes a new one.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file. Raises RuntimeError when it cannot be opened."""
+    def __init__(self, path: Path, setting: str) -> None:
+        """Open the file, which `setting` names. Raises WrongSetting when it cannot be opened."""
         self._path = path
         self._file = _NONE
         self._torn = False
@@ -31,7 +32,7 @@ class AuditFile:
         try:
             self._open()
         except OSError as error:
-            raise RuntimeError(f"the audit log {path} cannot be opened: {error.strerror}") from error
+            raise WrongSetting(f"{setting}: the audit log {path} cannot be opened: {error.strerror}") from error
 
     async def write(self, records: Sequence[bytes]) -> None:
         """See AuditStore."""

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from encryption import durable_file
 from runtime.auth import Caller, Presented, check_expiry, credential_invalid
 from runtime.files import Reloaded
+from runtime.scopes import SCOPES
 from runtime.tenants import check_tenant
 
 _log = logging.getLogger(__name__)
@@ -90,6 +91,19 @@ def read_keys(path: Path, known_scopes: Collection[str]) -> dict[str, ApiKey]:
     if unknown := sorted({scope for key in keys for scope in key.scopes} - {*known_scopes}):
         raise KeyFileError(f"{path}: there is no scope {', '.join(unknown)}")
     return by_id
+
+
+def _usable(path: Path) -> Path:
+    try:
+        read_keys(path, SCOPES)
+    except KeyFileError as error:
+        # Settings report a ValueError as theirs.
+        raise ValueError(str(error)) from None
+    return path
+
+
+KeysFile = Annotated[Path, AfterValidator(_usable)]
+"""The type of a setting that names a file of API keys."""
 
 
 def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:

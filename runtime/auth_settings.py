@@ -2,7 +2,6 @@
 
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,8 +11,8 @@ from runtime.addresses import is_confidential, is_loopback
 from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
 from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts
-from runtime.auth_keys import ApiKeys
-from runtime.jwt_keys import KeySet
+from runtime.auth_keys import ApiKeys, KeysFile
+from runtime.jwt_keys import KeySet, KeySetError, read_key_set
 from runtime.scopes import SCOPES
 from runtime.tls import ServerTlsSettings
 
@@ -28,7 +27,7 @@ class AuthSettings(ServerTlsSettings):
     allow_anonymous: bool = False
     """Whether the service may listen elsewhere than on loopback without authentication, because a proxy in front of it
     authenticates the callers. Otherwise it does not start there. Ignored where authentication is configured."""
-    api_keys_file: Path | None = None
+    api_keys_file: KeysFile | None = None
     """The file of the API keys that may call, which `python -m services.gateway.keys` writes. It is read again whenever
     it has changed. Unset: no API keys."""
     jwt_issuer: str = ""
@@ -64,6 +63,12 @@ class AuthSettings(ServerTlsSettings):
     def _keys_come_safely(cls, source: str) -> str:
         if "://" in source and not is_confidential(source):
             raise ValueError("must be an https URL, an http URL on loopback or a path")
+        if source and "://" not in source:
+            # Unlike an issuer, a file that is away at the start does not come back by itself.
+            try:
+                read_key_set(source)
+            except KeySetError as error:
+                raise ValueError(str(error)) from None
         return source
 
     @field_validator("client_certificates")

@@ -23,6 +23,10 @@ _SIMILAR: Final = 0.6
 _ALMOST_EQUAL: Final = 0.9
 
 
+class WrongSetting(ValueError):
+    """A variable has a value that cannot be used. The message begins with its name, and holds no secret."""
+
+
 class Unknown(NamedTuple):
     """A variable that looks like a setting and is none."""
 
@@ -46,8 +50,8 @@ def read_variable_files(environment: MutableMapping[str, str], settings: Collect
     """Set each variable X of the settings that has an X_FILE to the content of that file, and remove X_FILE.
 
     A secret need not be in the environment of a container then, where everybody who may inspect it reads it. A newline
-    at the file's end is no part of the value. Raises ValueError for a file that cannot be read, and where both
-    variables are set. Its message holds no value.
+    at the file's end is no part of the value. Raises WrongSetting for a file that cannot be read, and where both
+    variables are set.
     """
     known = set(setting_names(settings))
     for name in known:
@@ -55,11 +59,11 @@ def read_variable_files(environment: MutableMapping[str, str], settings: Collect
         if variable in known or variable not in environment:
             continue
         if name in environment:
-            raise ValueError(f"{name} and {variable} are both set")
+            raise WrongSetting(f"{name} and {variable} are both set")
         try:
             text = Path(environment[variable]).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{variable}: {error}") from error
+            raise WrongSetting(f"{variable}: {error}") from error
         environment[name] = text.removesuffix("\n")
         del environment[variable]
 

@@ -1,4 +1,4 @@
-"""Files that may be replaced while the process runs."""
+"""Files that settings name, and that may be replaced while the process runs."""
 
 import logging
 import threading
@@ -6,12 +6,31 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
+
+from pydantic import AfterValidator
 
 T = TypeVar("T")
 
 READ_TIMEOUT: Final = timedelta(seconds=2)
 """Maximum time that a look at files may keep its caller waiting."""
+
+
+def _readable(path: Path) -> Path:
+    """Return the path. Raises ValueError for what cannot be read: settings report it as theirs."""
+    try:
+        # A named pipe would block whoever opens it.
+        if regular := path.is_file() or not path.exists():
+            path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if not regular:
+        raise ValueError(f"{path} is no regular file")
+    return path
+
+
+ReadableFile = Annotated[Path, AfterValidator(_readable)]
+"""The type of a setting that names a file, which the process reads."""
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

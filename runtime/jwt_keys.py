@@ -119,7 +119,7 @@ class KeySet:
     async def _read(self) -> dict[str, jwt.PyJWK]:
         """Return the keys that the issuer has. Raises KeySetError, within a bounded time."""
         if self._reading is None:
-            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, _read, self._source)
+            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, read_key_set, self._source)
         # A thread cannot be cancelled. One that still hangs, in a look-up of a name say, is waited for again next time.
         done, _ = await asyncio.wait([self._reading], timeout=2 * _FETCH_TIMEOUT.total_seconds())
         if not done:
@@ -128,8 +128,11 @@ class KeySet:
         return reading.result()
 
 
-def _read(source: str) -> dict[str, jwt.PyJWK]:
-    """Return the usable keys of a set by their names. Raises KeySetError for a set that cannot be read or has none."""
+def read_key_set(source: str) -> dict[str, jwt.PyJWK]:
+    """Return the usable keys of a set by their names. Raises KeySetError for a set that cannot be read or has none.
+
+    `source`: a URL, or the path of a file. Blocks.
+    """
     try:
         # In an event loop of its own, so that this thread has the look-up of the name as well.
         data = asyncio.run(_download(source)) if "://" in source else Path(source).read_bytes()
@@ -138,7 +141,9 @@ def _read(source: str) -> dict[str, jwt.PyJWK]:
         keys = json.loads(data)["keys"]
     except FetchError as error:
         raise KeySetError(str(error)) from error
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise KeySetError(f"{source} cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         # LookupError and TypeError: it is JSON, but no object with keys.
         raise KeySetError(f"{source} is no key set that can be had: {error!r}") from error
     found = [key for item in (keys if isinstance(keys, list) else []) if (key := _key(item)) is not None]

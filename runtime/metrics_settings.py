@@ -1,12 +1,12 @@
 """The settings of the listener for metrics and health, to be inherited by the service's settings."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
 from runtime.addresses import is_loopback
+from runtime.auth_keys import KeysFile
 from runtime.tls import MetricsTlsSettings
 
 
@@ -18,7 +18,7 @@ class MetricsSettings(MetricsTlsSettings):
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics and health on; loopback unless set."""
     metrics_port: int
-    metrics_api_keys_file: Path | None = None
+    metrics_api_keys_file: KeysFile | None = None
     """File of the API keys that may read the metrics, which `python -m services.gateway.keys` writes: those with the
     scope `admin:metrics`. It is read again whenever it has changed. Health needs no key. Unset: the metrics need none
     either."""

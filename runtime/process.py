@@ -15,7 +15,13 @@ from pydantic_settings.exceptions import SettingsError
 
 from encryption import EncryptionSettings
 from runtime import log, telemetry
-from runtime.environment import read_variable_files, rename_variables, setting_problems, unknown_variables
+from runtime.environment import (
+    WrongSetting,
+    read_variable_files,
+    rename_variables,
+    setting_problems,
+    unknown_variables,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +66,9 @@ def run(
     except (ValidationError, SettingsError) as error:
         for problem in setting_problems(error, settings):
             _log.error("%s", problem)
+        status = 1
+    except WrongSetting as error:
+        _log.error("%s", error)
         status = 1
     except Exception as error:  # noqa: BLE001  # the process ends here: any error belongs in the log and the exit status
         # The message is for the operator, so it has a field of its own, which is not redacted.

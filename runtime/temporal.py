@@ -27,6 +27,7 @@ from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCSt
 from encryption import Encryption
 from payload_converter.encryption import encrypting
 from runtime import temporal_log
+from runtime.environment import WrongSetting
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
 from runtime.worker_versioning import WorkerVersioning
@@ -89,14 +90,15 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     None if they are not. The client waits for its keys, too. It also waits, with a warning, while Temporal refuses its
     credentials: an operator may give Temporal the key later.
 
-    Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
+    Raises RuntimeError if the configuration has no address of Temporal, WrongSetting if a file that it names cannot be
+    read.
     """
     temporal_log.configure()
     profile = ClientConfigProfile.load()
     try:
         options = profile.to_client_connect_config()
     except OSError as error:
-        raise OSError(f"a file of TEMPORAL_TLS_… cannot be read: {error}") from error
+        raise WrongSetting(f"TEMPORAL_TLS_…: {error.filename} cannot be read: {error.strerror}") from error
     settings = TemporalSettings()
     if "target_host" not in options:
         raise RuntimeError(

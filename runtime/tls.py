@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import grpc
-from pydantic import FilePath, model_validator
+from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.files import Reloaded
+from runtime.files import ReadableFile, Reloaded
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,12 +75,12 @@ class ServerTlsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    tls_cert: FilePath | None = None
+    tls_cert: ReadableFile | None = None
     """PEM file of the certificate to serve TLS with, followed by the intermediate ones. It is read again when it
     changes. Unset: no TLS."""
-    tls_key: FilePath | None = None
+    tls_key: ReadableFile | None = None
     """PEM file of the certificate's private key, not encrypted."""
-    tls_client_ca: FilePath | None = None
+    tls_client_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the certificates of clients. If set, clients need a certificate."""
 
     @property
@@ -99,12 +99,12 @@ class MetricsTlsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    metrics_tls_cert: FilePath | None = None
+    metrics_tls_cert: ReadableFile | None = None
     """PEM file of the certificate to serve metrics and health with, by HTTPS. It is read again when it changes. Unset:
     HTTP."""
-    metrics_tls_key: FilePath | None = None
+    metrics_tls_key: ReadableFile | None = None
     """PEM file of the private key of the certificate for metrics and health, not encrypted."""
-    metrics_tls_client_ca: FilePath | None = None
+    metrics_tls_client_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the certificates of clients that read metrics or health. If set, such
     clients need a certificate."""
 

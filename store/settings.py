@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _FORMS: Final = "the URL of a store has the form file:///path or s3://bucket/prefix"
@@ -31,7 +31,7 @@ class StoreSettings(BaseSettings):
     example."""
     secret_access_key: SecretStr | None = None
     """Secret of STORE_ACCESS_KEY_ID."""
-    secret_access_key_file: FilePath | None = None
+    secret_access_key_file: Path | None = None
     """File of that secret, instead of STORE_SECRET_ACCESS_KEY."""
     timeout: timedelta = Field(timedelta(seconds=20), gt=timedelta(0))
     """Maximum wait for the store's answer to one request, retries included."""
@@ -52,6 +52,16 @@ class StoreSettings(BaseSettings):
         if not (plain and (is_file or (parts.scheme == "s3" and parts.netloc))):
             raise ValueError(_FORMS)
         return url
+
+    @field_validator("secret_access_key_file")
+    @classmethod
+    def _can_be_read(cls, path: Path | None) -> Path | None:
+        try:
+            if path is not None:
+                path.read_text()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        return path
 
     @model_validator(mode="after")
     def _credentials_are_whole(self) -> Self:

@@ -26,12 +26,12 @@ _METHODS: Final = ("decode", "encode")
 async def recording(path: Path | None, lost: Counter) -> AsyncIterator[AuditLog | None]:
     """Yield the audit log in a file, None without one; store at the end what waits.
 
-    `lost` counts the records that could not be stored. Raises RuntimeError when the file cannot be opened.
+    `lost` counts the records that could not be stored. Raises WrongSetting when the file cannot be opened.
     """
     if path is None:
         yield None
         return
-    log = AuditLog(AuditFile(path), lost)
+    log = AuditLog(AuditFile(path, "CODEC_AUDIT"), lost)
     try:
         yield log
     finally:

@@ -3,10 +3,11 @@
 from typing import Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, FilePath, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feed.nats_settings import checked_nats_url, checked_stream_name
+from runtime.files import ReadableFile
 from runtime.tls import ClientTls, client_tls
 
 _SCHEME: Final = "://"
@@ -21,14 +22,14 @@ class AuditSettings(BaseSettings):
     audit: SecretStr | None = Field(None, min_length=1)
     """Where an audit record of each call goes: a file's path, or `nats://host:4222/STREAM` for a JetStream stream. Each
     gateway needs a file of its own. Unset: nowhere."""
-    audit_tls_ca: FilePath | None = None
+    audit_tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the certificate of the audit log's NATS server. If set, the connection
     begins with the TLS handshake, as for FEED_TLS_CA."""
-    audit_tls_cert: FilePath | None = None
+    audit_tls_cert: ReadableFile | None = None
     """PEM file of the certificate to present to the audit log's NATS server."""
-    audit_tls_key: FilePath | None = None
+    audit_tls_key: ReadableFile | None = None
     """PEM file of the private key of GATEWAY_AUDIT_TLS_CERT, not encrypted."""
-    audit_nkey_seed: FilePath | None = None
+    audit_nkey_seed: ReadableFile | None = None
     """File of the NKey seed with which the process authenticates to the audit log's NATS server."""
 
     @property

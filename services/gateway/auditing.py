@@ -46,7 +46,7 @@ _ROLE: Final = "gateway"
 
 
 def open_audit(settings: GatewaySettings, lost: Counter) -> AuditLog | None:
-    """Return the log that the settings name; None where they name none. Raises RuntimeError or
+    """Return the log that the settings name; None where they name none. Raises WrongSetting or
     OSError when it cannot be used.
 
     `lost` counts the records that it cannot store.
@@ -56,7 +56,7 @@ def open_audit(settings: GatewaySettings, lost: Counter) -> AuditLog | None:
     if settings.audit_stream:
         store: AuditStore = AuditStream(settings, _ROLE, settings.audit_stream)
     else:
-        store = AuditFile(Path(settings.audit.get_secret_value()))
+        store = AuditFile(Path(settings.audit.get_secret_value()), "GATEWAY_AUDIT")
     return AuditLog(store, lost)
 
 

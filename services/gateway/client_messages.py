@@ -1,6 +1,7 @@
 """The messages that a client streams."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
@@ -9,20 +10,22 @@ from typing import Final
 from runtime.grpc_requests import RequestLateError
 
 _DRAINED_BYTES: Final = 32 * 1024 * 1024
+_LEAST_BYTES: Final = 64 * 1024
 _DRAIN_TIME: Final = timedelta(seconds=2)
 
 
 class ClientMessages:
     """An iterator of messages. A cancel of its reader loses none.
 
-    It ends when the client ends, and when a message has not come in time: a client that stalls must not hold for ever
-    what its call holds.
+    It ends when the client ends, and when 64 KiB have not come in time: a client that stalls, or sends byte by byte,
+    must not hold for ever what its call holds.
     """
 
     def __init__(self, messages: AsyncIterator[bytes], timeout: timedelta) -> None:
-        """`timeout` is the maximum wait for each message."""
+        """`timeout` is the maximum wait for 64 KiB, in one message or several. Only time of waiting counts."""
         self._messages = messages
-        self._timeout = timeout
+        self._timeout = timeout.total_seconds()
+        self._left, self._received = self._timeout, 0
         self._stalled = False
         self._coming: asyncio.Future[bytes | None] | None = None
 
@@ -35,7 +38,9 @@ class ClientMessages:
             raise StopAsyncIteration
         if self._coming is None:
             self._coming = asyncio.ensure_future(anext(self._messages, None))
-        await asyncio.wait({self._coming}, timeout=self._timeout.total_seconds())
+        began = time.monotonic()
+        await asyncio.wait({self._coming}, timeout=self._left)
+        self._left = max(self._left - (time.monotonic() - began), 0)
         if not self._coming.done():
             self._stalled = True
             raise StopAsyncIteration
@@ -44,6 +49,9 @@ class ClientMessages:
             # The future stays, so that every later call ends, too.
             raise StopAsyncIteration
         self._coming = None
+        self._received += len(message)
+        if self._received >= _LEAST_BYTES:
+            self._left, self._received = self._timeout, 0
         return message
 
     async def drain(self) -> None:

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     if asked.file is None:
         _fail(f"name the file of the keys: --file or {_FILE_VARIABLE}")
+    if not asked.file.parent.is_dir():
+        _fail(f"there is no folder {asked.file.parent} for the file of the keys, {asked.file}")
     try:
         with durable_file.locked(asked.file.parent):
             asked.run(asked)

@@ -218,8 +218,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum number of concurrent UploadFile calls, half of them of one tenant. Each holds up to 24 MiB. Further calls
     get RESOURCE_EXHAUSTED."""
     upload_stall_timeout: timedelta = Field(timedelta(minutes=2), gt=timedelta(0))
-    """Maximum wait for the next message of an UploadFile call. After it the call ends as if the client had ended it:
-    what was sent is committed, and another call may go on there."""
+    """Maximum wait for the next 64 KiB of an UploadFile call, or for its end. After it the call ends as if the client
+    had ended it: what was sent is committed, and another call may go on there."""
     max_downloads: int = Field(64, gt=0)
     """Maximum number of concurrent DownloadFile calls, half of them of one tenant. Each holds up to 4 MiB. Further
     calls get RESOURCE_EXHAUSTED."""

@@ -20,6 +20,9 @@ _MAX_FIELDS_BYTES: Final = 64 * 1024
 """Maximum size of all fields before the file, with their heads and the head of the file."""
 _DRAINED_BYTES: Final = 32 * 1024 * 1024
 _MAX_BOUNDARY: Final = 256
+_LEAST_BYTES: Final = 16 * 1024
+"""Size of what has to come of the file within the time of a request. A client that sends byte by byte would hold its
+place for ever."""
 _CLOSE: Final = {"Connection": "close"}
 
 
@@ -77,16 +80,28 @@ class UploadForm:
                 raise bad_request(Violation(_FILE, "is required, as the last part of the form"))
 
     async def content(self) -> AsyncGenerator[bytes, None]:
-        """Yield the file. Raises Failure for a form that is cut off, or has a part after the file."""
+        """Yield the file.
+
+        Raises Failure: 400 for a form that is cut off, or has a part after the file; 408 for a file that comes too
+        slowly. Only the time of waiting for it counts.
+        """
+        now = asyncio.get_running_loop().time
+        left, received = self._seconds, 0
         while True:
             if self._data:
                 data = bytes(self._data)
                 self._data.clear()
+                received += len(data)
+                if received >= _LEAST_BYTES:
+                    left, received = self._seconds, 0
                 yield data
             elif self._ended:
                 return
-            elif not await self._feed(self._seconds):
-                raise bad_request(message="the form is cut off")
+            else:
+                began = now()
+                if not await self._feed(left):
+                    raise bad_request(message="the form is cut off")
+                left = max(left - (now() - began), 0)
 
     async def drain(self) -> None:
         """Read and drop what the client still sends, within bounds. Some clients read no answer before they have sent
@@ -107,8 +122,8 @@ class UploadForm:
             async with asyncio.timeout(seconds):
                 piece = await anext(self._body, None)
         except TimeoutError:
-            where = "stalled" if self._in_file else "not come as far as its file"
-            words = f"the body has {where} for {self._seconds:g} s"
+            lacks = f"brought {_LEAST_BYTES} bytes of its file" if self._in_file else "come as far as its file"
+            words = f"the body has not {lacks} within {self._seconds:g} s"
             raise Failure(HTTPStatus.REQUEST_TIMEOUT, words, headers=_CLOSE) from None
         except ClientDisconnect:
             raise bad_request(message="the client has gone") from None

@@ -3,11 +3,12 @@
 from datetime import timedelta
 from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from durable_llm._address import require_ports
 from runtime.addresses import is_loopback
+from runtime.files import ReadableFile
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
 from services.http.signin.settings import SignInSettings
@@ -35,12 +36,12 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     gateway: str = Field("127.0.0.1:50051", min_length=1)
     """Address of the gateway, as gRPC takes it: host:port, `dns:///name:port`, or `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
     Calls go to all its addresses in turn."""
-    gateway_tls_ca: FilePath | None = None
+    gateway_tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the gateway's certificate. Unset: no TLS."""
-    gateway_tls_cert: FilePath | None = None
+    gateway_tls_cert: ReadableFile | None = None
     """PEM file of the front's own certificate for the gateway, followed by the intermediate ones. The gateway must
     give it the scope `proxy`. A changed file is read when the front restarts."""
-    gateway_tls_key: FilePath | None = None
+    gateway_tls_key: ReadableFile | None = None
     """PEM file of the private key of the front's own certificate, not encrypted."""
     gateway_timeout: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
     """Maximum time that a call to the gateway takes; streams have no limit."""
@@ -64,7 +65,8 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """Maximum number of concurrent streams. Further ones get 503. The gateway takes 2000 calls on one connection
     (GATEWAY_MAX_CALLS_PER_CONNECTION), and calls that are no streams need some of them."""
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
-    """Maximum time for a client to send the head of a request, and as long again for its body."""
+    """Maximum time for a client to send the head of a request, and as long again for its body, or for each 16 KiB of a
+    file."""
     keep_alive: timedelta = Field(timedelta(seconds=75), ge=timedelta(seconds=1))
     """Time after which a connection without a request is closed."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))

@@ -9,13 +9,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from feed.nats_settings import NatsUrl, SubjectPrefix
 from jobs import names
 from jobs.errors import DeliveryRefused
 from jobs.target_rules import TABLE_PATTERN
+from runtime.files import ReadableFile
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from runtime.tls import ClientTls, client_tls
@@ -153,15 +154,15 @@ class NotifierSettings(MetricsSettings):
     nats_url: NatsUrl | None = None
     """The URL of the NATS server for targets of the kind nats. It may hold a user and a password. Unset: such targets
     are refused."""
-    nats_tls_ca: FilePath | None = None
+    nats_tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
     TLS handshake, so the server needs handshake_first. Unset: the connection is in clear, unless the server requires
     TLS."""
-    nats_tls_cert: FilePath | None = None
+    nats_tls_cert: ReadableFile | None = None
     """PEM file of the certificate to present to the NATS server."""
-    nats_tls_key: FilePath | None = None
+    nats_tls_key: ReadableFile | None = None
     """PEM file of the private key of NOTIFIER_NATS_TLS_CERT, not encrypted."""
-    nats_nkey_seed: FilePath | None = None
+    nats_nkey_seed: ReadableFile | None = None
     """File of the NKey seed with which the process authenticates to the NATS server."""
     nats_subject_prefix: SubjectPrefix = "llm.events"
     """The prefix of the subjects that jobs name. A dot follows it."""
@@ -174,12 +175,12 @@ class NotifierSettings(MetricsSettings):
     """Whether the notifier creates these tables, and changes those of an earlier version. If not, the operator does."""
     postgres_connections: int = Field(4, gt=0)
     """Maximum number of connections to PostgreSQL."""
-    postgres_tls_ca: FilePath | None = None
+    postgres_tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued PostgreSQL's certificate, whose name is checked. Unset: sslmode in the
     URL counts."""
-    postgres_tls_cert: FilePath | None = None
+    postgres_tls_cert: ReadableFile | None = None
     """PEM file of the certificate to present to PostgreSQL."""
-    postgres_tls_key: FilePath | None = None
+    postgres_tls_key: ReadableFile | None = None
     """PEM file of the private key of NOTIFIER_POSTGRES_TLS_CERT, not encrypted."""
     kafka_servers: str | None = None
     """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: such targets are

@@ -1,5 +1,6 @@
 """The record of a file: commits whose answers were lost, the number of segments, calls that stall, repeats."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from jobs.memo import to_memo
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
+    PATIENCE,
     OpenUpload,
     bad_fields,
     download,
@@ -146,6 +148,15 @@ async def test_a_call_that_stalls_ends_like_one_whose_client_has_ended(stack: St
         response: file_pb2.UploadFileResponse = await stalled.call
         assert (response.file.state, response.file.committed_bytes) == (file_pb2.FILE_STATE_UPLOADING, 3)
         assert (await upload(stub, key, b"abcdef", 3)).state == file_pb2.FILE_STATE_READY, "its place is free"
+        slow = OpenUpload(stub)
+        slow.send(**new_file(), data=b"a")
+        sent = 1
+        async with asyncio.timeout(PATIENCE):
+            while not slow.call.done():
+                slow.send(offset=sent, data=b"a")
+                sent += 1
+                await asyncio.sleep(0.2)  # less than the time, and without an end
+        assert (await upload(stub, new_file(), b"abc")).state == file_pb2.FILE_STATE_READY, "its place is free"
     await process.terminate()
 
 

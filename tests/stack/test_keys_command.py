@@ -52,6 +52,10 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         assert ended.errors
         assert "Traceback" not in ended.errors
     assert os.listdir(tmp_path) == ["keys.json"]
+    elsewhere = tmp_path / "nowhere" / "keys.json"
+    homeless = await keys("--file", str(elsewhere), "create")
+    assert (homeless.status, homeless.output) == (1, "")
+    assert homeless.errors == f"there is no folder {elsewhere.parent} for the file of the keys, {elsewhere}\n"
     everybodys = await keys("create", "--scopes", "admin:metrics")
     assert everybodys.status == 0, everybodys.errors
     key = read_keys(path, scopes.SCOPES)[id_of(everybodys.output.strip())]

@@ -16,7 +16,7 @@ async def test_a_store_that_hangs_does_not_hold_the_end_of_the_process(tmp_path:
     path = tmp_path / "audit"
     os.mkfifo(path)
     lost = NoOpMeterProvider().get_meter("test").create_counter("lost")
-    log = AuditLog(AuditFile(path), lost, timeout=timedelta(seconds=0.5))
+    log = AuditLog(AuditFile(path, "AUDIT"), lost, timeout=timedelta(seconds=0.5))
     log.add(b"x" * 200_000)
     async with asyncio.timeout(60):
         await log.close()

@@ -33,7 +33,7 @@ AUTHORITY = Authority(Path(tempfile.mkdtemp()))
 PAIR = AUTHORITY.issue("any")
 TLS = {"tls.crt": PAIR.cert.read_text(), "tls.key": PAIR.key.read_text(), "ca.crt": AUTHORITY.pem.decode()}
 SECRETS = {
-    "api-keys": {"keys.json": '{"keys": []}'},
+    "api-keys": {"keys.json": "[]"},
     "gateway": {"page-token-key": "k" * 32},
     "gateway-tls": TLS,
     "http-session-key": {"key": base64.b64encode(bytes(32)).decode()},

@@ -14,7 +14,14 @@ from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
 from jobs.classes import NAMES
-from runtime.environment import read_variable_files, rename_variables, setting_problems, unknown_variables
+from runtime.auth_keys import KeysFile
+from runtime.environment import (
+    read_variable_files,
+    rename_variables,
+    setting_problems,
+    unknown_variables,
+)
+from runtime.files import ReadableFile
 from runtime.temporal import TemporalSettings
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -202,6 +209,57 @@ def test_a_file_of_a_setting_that_cannot_be_used_is_named(given: dict[str, str],
     with pytest.raises(ValueError, match=problem) as error:
         read_variable_files(given, CLASSES)
     assert "hush" not in str(error.value)
+
+
+WRITTEN = {"ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING", "CODEC_AUDIT", "TRAINER_WORK_DIR"}
+"""Settings of a path that name no file which has to be there: folders, and files that we write."""
+
+
+def files(settings: type[BaseSettings]) -> list[str]:
+    """Return the variables of the settings that name a file to read."""
+    kinds = (Path, ReadableFile, KeysFile)
+    fields = [name for name, field in settings.model_fields.items() if {*get_args(field.annotation)} & {*kinds}]
+    names = [f"{settings.model_config['env_prefix']}{field.upper()}" for field in fields]
+    return [name for name in names if name not in WRITTEN]
+
+
+FILES = [(settings, name) for settings in CLASSES for name in files(settings)]
+
+
+def test_settings_of_every_kind_of_file_are_tried() -> None:
+    names = {name for _, name in FILES}
+    assert {"GATEWAY_API_KEYS_FILE", "GPU_WORKER_METRICS_API_KEYS_FILE", "HTTP_SESSION_KEY_FILE"} <= names
+    assert {"GATEWAY_TLS_CERT", "FEED_NKEY_SEED", "STORE_SECRET_ACCESS_KEY_FILE", "NOTIFIER_POSTGRES_TLS_CA"} <= names
+
+
+@pytest.mark.parametrize(("settings", "name"), [*FILES, (GatewaySettings, "GATEWAY_JWT_KEYS")], ids=str)
+def test_a_setting_of_a_file_that_cannot_be_read_is_named_with_the_file(
+    settings: type[BaseSettings], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before it serves anything."""
+    for path in (Path("/nowhere/file"), tmp_path):
+        monkeypatch.setenv(name, str(path))
+        with pytest.raises(ValidationError) as error:
+            settings()
+        (problem,) = [line for line in setting_problems(error.value, [settings]) if line.startswith(f"{name}: ")]
+        assert str(path) in problem
+
+
+def test_a_file_of_keys_that_holds_none_is_named_with_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("{}")
+    for name in ("GATEWAY_API_KEYS_FILE", "GATEWAY_METRICS_API_KEYS_FILE", "GATEWAY_JWT_KEYS"):
+        monkeypatch.setenv(name, str(file))
+    with pytest.raises(ValidationError) as error:
+        GatewaySettings()
+    problems = setting_problems(error.value, [GatewaySettings])
+    assert [line.partition(":")[0] for line in problems] == [
+        "GATEWAY_METRICS_API_KEYS_FILE",
+        "GATEWAY_API_KEYS_FILE",
+        "GATEWAY_JWT_KEYS",
+    ]
 
 
 def durations(settings: type[BaseSettings]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
@@ -11,6 +11,7 @@ from jobs.field_rules import MAX_IMAGE_SIDE
 from jobs.ids import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 from models import DOCSTRINGS
+from runtime.files import ReadableFile
 from runtime.tenants import TenantName
 from services.gateway.models.prices import Price
 
@@ -38,7 +39,7 @@ class Model(BaseModel):
     queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
     """Task queue of the workers of the model. Several models need a queue each. Background jobs wait in the queue of
     this name with `.background`."""
-    tokenizer: FilePath | None = None
+    tokenizer: ReadableFile | None = None
     """Path of the model's tokenizer.json. With it the gateway refuses a prompt that cannot fit and a message that holds
     a special token. Without it the worker refuses them."""
     structured_output: bool = False

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime.addresses import is_confidential
+from runtime.files import ReadableFile
 from runtime.tls import ClientTls, client_context
 from services.http.signin.keys import read_keys
 
@@ -21,7 +22,7 @@ class SignInSettings(BaseSettings):
     public_url: str = ""
     """The URL by which browsers reach the front, without a path: https://llm.example. With https the cookies are
     Secure, also where a proxy ends TLS. HTTP_OIDC_ISSUER needs it."""
-    session_key_file: FilePath | None = None
+    session_key_file: ReadableFile | None = None
     """File of the keys that encrypt the sessions of the console, the same at every front: 32 random bytes in base64 a
     line. The first key encrypts, all decrypt. A changed file is read within a few seconds. Unset: the
     process generates a key, so its sessions end with it; that is for a front on loopback alone."""
@@ -34,14 +35,14 @@ class SignInSettings(BaseSettings):
     HTTP_OIDC_CLIENT_ID and HTTP_PUBLIC_URL, too. Unset: people sign in with an API key or a token."""
     oidc_client_id: str = ""
     """The id of the console at the OpenID provider."""
-    oidc_client_secret_file: FilePath | None = None
+    oidc_client_secret_file: ReadableFile | None = None
     """File of the secret of the console at the OpenID provider. Unset: it is a public client."""
     oidc_scopes: str = "openid"
     """The scopes to request, with spaces between them. `openid` must be one of them. `offline_access` brings a refresh
     token at many providers, with which a session outlives its token."""
     oidc_token: Literal["id", "access"] = "access"  # noqa: S105  # which kind it is
     """Which token of the provider is sent to the gateway, whose GATEWAY_JWT_… settings have to accept it."""
-    oidc_tls_ca: FilePath | None = None
+    oidc_tls_ca: ReadableFile | None = None
     """PEM file of the CAs that may have issued the provider's certificate. Unset: the system's."""
 
     @property
