@@ -738,7 +738,9 @@ class ListBatchesResponse(_message.Message):
     """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchStatus]:
-        """One page of batches, without their notifications."""
+        """One page of batches, without their notifications. A batch that does not answer in time, or that cannot be read, has its id,
+        its times and its state alone: BATCH_STATE_RUNNING while it is open. Its user_id is empty.
+        """
 
     def __init__(
         self,

@@ -1140,7 +1140,7 @@ class PipelineStatus(_message.Message):
     cancel_requested: _builtins.bool
     """Whether a cancel was requested."""
     user_id: _builtins.str
-    """The pipeline's user."""
+    """The pipeline's user. Empty where the pipeline cannot be read."""
     request_id: _builtins.str
     """The pipeline's request_id."""
     project_id: _builtins.str
@@ -1605,7 +1605,9 @@ class ListPipelinesResponse(_message.Message):
     """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def pipelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelineStatus]:
-        """One page of pipelines."""
+        """One page of pipelines. A pipeline that does not answer in time, or that cannot be read, has its id, its state and its times
+        alone. Its user_id is empty.
+        """
 
     def __init__(
         self,

@@ -16,18 +16,21 @@ from deploy.local.stack import Stack
 from encryption import is_hash
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
 from payload_converter.encryption import encrypting
 from tests.contract.test_replay import SANDBOX
 from tests.stack.test_readiness import ask_until
+from tests.support.batches import Stubs
 from tests.support.encryption import SERVICES, Keys
 from tests.support.files import refusal
 from tests.support.jobs import details_of, new_job, run_job, unpack, until_output, watch, webhook
 from tests.support.marked import reads, write_marked
 from tests.support.otlp import Collector
-from tests.support.pipelines import WITH_PIPELINES, get
+from tests.support.pipelines import WITH_PIPELINES, cancel, get
 from tests.support.receivers import receiving, status
 from tests.support.stacks import stack_settings, temporal_cli
 from workflows.llm_delivery import LLMDeliveryWorkflow
@@ -249,9 +252,10 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
     async with running(tmp_path / "stack", keys.for_services()) as (stack, stub):
         job = await submit(stub, "waits", params={"max_tokens": 2000})
         await until_output(stub, job)
-        ring, keys.ring = keys.ring, ""
         worker = stack.processes["gpu-worker"]
-        await worker.kill()
+        # It hands the job over. After a kill the next attempt would wait for the heartbeat timeout.
+        await worker.terminate()
+        ring, keys.ring = keys.ring, ""
         await worker.start()
         watching = asyncio.create_task(watch(stub, job))
         await ask_until(stack, "gpu-worker", lambda answer: "keys" in answer.body["degraded"])
@@ -348,6 +352,14 @@ async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypte
                 pytest.fail(f"{method} answers {await read}")
             assert error.value.code() == grpc.StatusCode.DATA_LOSS, method
             assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
+        # As Cancel of an ended job: the id, the state and the times are in clear.
+        batch = await Stubs(FileServiceStub(channel), BatchServiceStub(channel)).cancel(marked.batch.batch_id)
+        assert (batch.batch_id, batch.state) == (marked.batch.batch_id, marked.batch.state)
+        pipeline = await cancel(PipelineServiceStub(channel), marked.pipeline)
+        assert (pipeline.pipeline_id, pipeline.state) == (marked.pipeline, llm_pb2.JOB_STATE_FAILED)
+        for of_ended in (batch, pipeline.root):
+            assert of_ended.HasField("end_time")
+        assert (batch.cancel_requested, pipeline.cancel_requested) == (False, False)
     await until_unreadable(stack, marked.waiting)
     listed = await stub.List(llm_pb2.ListRequest(user_id=job.user_id))
     assert [item.status.state for item in listed.jobs] == [llm_pb2.JOB_STATE_SUCCEEDED]

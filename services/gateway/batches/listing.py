@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
@@ -12,7 +12,7 @@ from jobs import names
 from llm_pb import batch_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
-from services.gateway.batches.reader import BatchReader, bare_status, ended_record
+from services.gateway.batches.reader import BatchReader, ended_record, unreadable_status
 from services.gateway.errors import ApiError
 from services.gateway.page_token import PageTokens
 from services.gateway.scopes import gateway_for
@@ -66,11 +66,11 @@ class BatchListing:
                     status.CopyFrom(await self._reader.status(gateway_for(execution.id), execution.id))
         except (PayloadError, KeysUnavailable) as error:
             _log.info("%s cannot be decrypted: %s", execution.id, error)
-            status = _unreadable(execution)
+            status = unreadable_status(execution)
         except (ApiError, RPCError, TimeoutError) as error:
             # The page must not fail.
             _log.info("%s cannot be described: %r", execution.id, error)
-            status = await bare_status(execution)
+            status = unreadable_status(execution)
         status.ClearField("notifications")
         return status
 
@@ -81,11 +81,3 @@ def _of_state(state: "batch_pb2.BatchState.ValueType") -> str:
     # One that an operator has ended has left no state.
     unknown = f"({names.JOB_STATE.name} IS NULL AND ExecutionStatus != 'Running')"
     return f"({names.JOB_STATE.name} = '{batch_pb2.BatchState.Name(state)}' OR {unknown})"
-
-
-def _unreadable(execution: WorkflowExecution) -> batch_pb2.BatchStatus:
-    status = batch_pb2.BatchStatus(batch_id=execution.id, state=batch_pb2.BATCH_STATE_RUNNING)
-    if execution.status != WorkflowExecutionStatus.RUNNING:
-        status.state = batch_pb2.BATCH_STATE_FAILED
-    status.create_time.FromDatetime(execution.start_time)
-    return status

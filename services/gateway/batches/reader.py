@@ -18,6 +18,7 @@ from jobs import batches, names
 from jobs.ids import trace_id
 from jobs.memo import from_memo, time_from_memo
 from llm_pb import batch_pb2, internal_pb2
+from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
 from services.gateway.batches.pending import PendingChunk, pending_chunks
@@ -76,6 +77,18 @@ class BatchReader:
     async def status(self, caller: Caller, batch_id: str) -> batch_pb2.BatchStatus:
         """Return the status of a batch. Raises like view()."""
         return (await self.view(caller, batch_id)).record.status
+
+    async def readable_status(self, caller: Caller, batch_id: str) -> batch_pb2.BatchStatus:
+        """Return a copy of the status of a batch, or as much of it as is readable after its keys were deleted.
+
+        Raises like view(), but no PayloadError.
+        """
+        status = batch_pb2.BatchStatus()
+        try:
+            status.CopyFrom(await self.status(caller, batch_id))
+        except PayloadError:
+            status = unreadable_status(await self.describe(caller, batch_id))
+        return status
 
     async def view(self, caller: Caller, batch_id: str) -> BatchView:
         """Return a batch as it is now. Concurrent calls share the answer.
@@ -195,6 +208,19 @@ async def bare_status(execution: WorkflowExecution) -> batch_pb2.BatchStatus:
     if chosen is not None and chosen.HasField("expire_time"):
         status.expire_time.CopyFrom(chosen.expire_time)
     status.trace_id = trace_id(await traceparent_of(execution))
+    return status
+
+
+def unreadable_status(execution: WorkflowExecution) -> batch_pb2.BatchStatus:
+    """Return what Temporal itself tells of a batch in clear: its state and its times. An open one is RUNNING."""
+    status = batch_pb2.BatchStatus(batch_id=execution.id, state=batch_pb2.BATCH_STATE_RUNNING)
+    status.create_time.FromDatetime(execution.start_time)
+    if execution.status is not None and execution.status != WorkflowExecutionStatus.RUNNING:
+        outcome = execution.typed_search_attributes.get(names.JOB_STATE) or ""
+        otherwise = _CLOSED_STATES.get(execution.status, batch_pb2.BATCH_STATE_FAILED)
+        status.state = dict(batch_pb2.BatchState.items()).get(outcome, otherwise)
+        if execution.close_time is not None:
+            status.end_time.FromDatetime(execution.close_time)
     return status
 
 

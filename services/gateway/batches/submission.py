@@ -128,8 +128,7 @@ class BatchSubmission:
                 # It may have ended meanwhile.
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
-        status = batch_pb2.BatchStatus()
-        status.CopyFrom(await self._reader.status(caller, request.batch_id))
+        status = await self._reader.readable_status(caller, request.batch_id)
         if status.state not in batches.FINAL_STATES:
             status.cancel_requested = True
         return status

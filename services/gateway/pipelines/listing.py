@@ -4,19 +4,18 @@ import asyncio
 import logging
 from typing import Final
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
 from jobs.pipelines import FINAL_STATES
-from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb import pipeline_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import ApiError
-from services.gateway.job_record import CLOSED_STATES
 from services.gateway.page_token import PageTokens
-from services.gateway.pipelines.reader import PipelineReader, closed_status
+from services.gateway.pipelines.reader import PipelineReader, bare_status, closed_status
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.work_listing import WorkListing
@@ -65,9 +64,4 @@ class PipelineListing:
         except (PayloadError, KeysUnavailable, ApiError, RPCError, TimeoutError) as error:
             # The page must not fail.
             _log.info("%s cannot be read: %r", execution.id, error)
-            return _bare(execution)
-
-
-def _bare(execution: WorkflowExecution) -> pipeline_pb2.PipelineStatus:
-    state = CLOSED_STATES.get(execution.status or WorkflowExecutionStatus.RUNNING, llm_pb2.JOB_STATE_RUNNING)
-    return pipeline_pb2.PipelineStatus(pipeline_id=execution.id, state=state)
+            return bare_status(execution)

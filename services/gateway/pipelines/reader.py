@@ -21,15 +21,15 @@ from temporalio.exceptions import ApplicationError
 from jobs import names
 from jobs.ids import trace_id
 from jobs.memo import from_memo
-from jobs.pipelines import FINAL_STATES, new_status
+from jobs.pipelines import FINAL_STATES, STEP_STATES, new_status
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway import job_record
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import pipeline_not_found
 from services.gateway.job_inputs import input_of
-from services.gateway.job_record import CLOSED_STATES
 from services.gateway.job_traces import traceparent_of
 from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
@@ -63,6 +63,17 @@ class PipelineReader:
     async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
         """Return a pipeline as it is now. Raises like describe() and record_of()."""
         return await self.record_of(await self.describe(caller, pipeline_id))
+
+    async def readable_status(self, caller: Caller, pipeline_id: str) -> pipeline_pb2.PipelineStatus:
+        """Return the status of a pipeline, or as much of it as is readable after its keys were deleted.
+
+        Raises like read(), but no PayloadError.
+        """
+        description = await self.describe(caller, pipeline_id)
+        try:
+            return (await self.record_of(description)).status
+        except PayloadError:
+            return bare_status(description)
 
     async def record_of(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
         """Return a pipeline that was just described.
@@ -165,10 +176,22 @@ async def closed_status(execution: WorkflowExecution) -> pipeline_pb2.PipelineSt
         return status
     state = llm_pb2.JOB_STATE_RUNNING
     if execution.status is not None:
-        state = CLOSED_STATES.get(execution.status, state)
+        state = job_record.CLOSED_STATES.get(execution.status, state)
     return pipeline_pb2.PipelineStatus(
         pipeline_id=execution.id, state=state, trace_id=trace_id(await traceparent_of(execution))
     )
+
+
+def bare_status(execution: WorkflowExecution) -> pipeline_pb2.PipelineStatus:
+    """Return what Temporal itself tells of a pipeline in clear: its state and its times."""
+    told = job_record.bare_status(execution)
+    status = pipeline_pb2.PipelineStatus(pipeline_id=execution.id, state=told.state)
+    status.root.state = STEP_STATES.get(told.state, pipeline_pb2.STEP_STATE_RUNNING)
+    status.root.kind = pipeline_pb2.STEP_KIND_PIPELINE
+    status.root.start_time.CopyFrom(told.create_time)
+    if told.HasField("end_time"):
+        status.root.end_time.CopyFrom(told.end_time)
+    return status
 
 
 async def used_tokens(description: WorkflowExecutionDescription) -> int:

@@ -39,7 +39,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.models.trained import TrainedModels
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.datasets import Datasets
-from services.gateway.pipelines.reader import PipelineReader, closed_status, reservation_of, used_tokens
+from services.gateway.pipelines.reader import PipelineReader, bare_status, reservation_of, used_tokens
 from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas.admission import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -154,13 +154,13 @@ class PipelineSubmission:
             else:
                 signalled = True
         try:
-            status = (await self._reader.read(caller, request.pipeline_id)).status
+            status = await self._reader.readable_status(caller, request.pipeline_id)
         except (ApiError, RPCError) as error:
             if not signalled or (isinstance(error, ApiError) and error.status.code != code_pb2.UNAVAILABLE):
                 raise
             # The cancel is durable. Where many are cancelled at once, a pipeline answers later.
             _log.info("%s does not tell its status after a cancel: %r", request.pipeline_id, error)
-            status = await closed_status(description)
+            status = bare_status(description)
         if status.state not in FINAL_STATES:
             status.cancel_requested = True
         return status

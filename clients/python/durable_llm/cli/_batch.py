@@ -13,7 +13,7 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
-from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
+from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
@@ -273,7 +273,7 @@ def _row(status: "BatchStatus") -> tuple[str, ...]:
     counts = status.counts
     return (
         status.batch_id,
-        _state_name(status),
+        _state_name(status) if status.user_id or status.HasField("end_time") else NO_ANSWER,
         *(str(counts.total), str(counts.succeeded), str(counts.failed)),
         status.user_id,
         age(status.create_time.ToDatetime()),

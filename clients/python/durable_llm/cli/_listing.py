@@ -11,6 +11,9 @@ from durable_llm.cli._text import say, visible
 
 _T = TypeVar("_T", bound=Any)
 
+NO_ANSWER = "open, no answer"
+"""The state in a list of a batch or pipeline of which the service knows no more."""
+
 limit_option = click.option(
     "-n", "--limit", type=click.IntRange(min=0, max=1_000_000_000), default=20, show_default=True, help="0: all."
 )
@@ -43,22 +46,24 @@ def print_list(
 def for_each(ids: Iterable[str], act: Callable[[str], None]) -> None:
     """Call a function with each id, also after one that does not exist.
 
-    Raises ApiError, that of the last missing id at the end.
+    Raises ApiError, that of the last missing id at the end. Whatever else ends it, the missing ids before are named.
     """
     from durable_llm.errors import ApiError
 
     missing: list[ApiError] = []
-    for id_ in ids:
-        try:
-            act(id_)
-        except ApiError as error:
-            if error.code.name != "NOT_FOUND":
-                raise
-            missing.append(error)
-    for other in missing[:-1]:
-        say(f"durable-llm: {visible(str(other))}")
-    if missing:
-        raise missing[-1]
+    try:
+        for id_ in ids:
+            try:
+                act(id_)
+            except ApiError as error:
+                if error.code.name != "NOT_FOUND":
+                    raise
+                missing.append(error)
+        if missing:
+            raise missing.pop()
+    finally:
+        for other in missing:
+            say(f"durable-llm: {visible(str(other))}")
 
 
 def cancel_each(

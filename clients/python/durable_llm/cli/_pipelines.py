@@ -13,7 +13,7 @@ from durable_llm.cli._exits import CommandError, Interrupted
 from durable_llm.cli._follow_pipeline import as_fields, described, error_of, follow_pipeline, state_of
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
-from durable_llm.cli._listing import cancel_each, ids_option, limit_option, page_size_of, print_list
+from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, WholeNumber, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
@@ -204,7 +204,7 @@ def _row(status: "PipelineStatus") -> tuple[str, ...]:
     return (
         status.pipeline_id,
         status.name,
-        state_of(status),
+        state_of(status) if status.user_id or status.root.HasField("end_time") else NO_ANSWER,
         f"{status.root.counts.succeeded}/{status.root.counts.total}",
         status.user_id,
         age(status.root.start_time.ToDatetime()),
