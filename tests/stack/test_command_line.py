@@ -247,6 +247,9 @@ async def test_jobs_are_cancelled(cli: Cli) -> None:
     assert cancelled.output == f"{workflow_id} cancel requested\n"
     assert cancelled.status == Exit.NOT_FOUND
     assert [id_ in line for id_, line in zip(missing, cancelled.errors.splitlines(), strict=True)] == [True, True]
+    broken_off = await cli("cancel", missing[0], "", workflow_id)
+    assert broken_off.status == Exit.USAGE
+    assert missing[0] in broken_off.errors.splitlines()[0], "another error does not hide it"
     rest, errors = await watching.communicate()
     assert watching.returncode == Exit.CANCELLED
     assert errors.decode().splitlines()[-1] == "durable-llm: CANCELLED: not needed"
@@ -332,6 +335,7 @@ def test_every_exit_status_is_documented() -> None:
         (("get", "x", "--profile", "nope"), "has no profile nope"),
         (("get", "x", "--tls-ca", "README.md"), "README.md holds nothing in PEM"),
         (("get", "x", "--api-key-file", "no-such-file"), "no-such-file cannot be read"),
+        (("files", "get", "x", "/nowhere/file"), "/nowhere/file: there is no folder /nowhere"),
         (("config", "set", "api_key", "secret"), "is no argument"),
     ],
 )

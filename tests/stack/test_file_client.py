@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import select
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -77,6 +78,28 @@ async def test_a_pipe_is_written_to_and_not_replaced(client: AsyncClient, tmp_pa
     assert await client.files.download(file.ref.file_id, link) == file
     assert link.is_symlink()
     assert target.read_bytes() == sent
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["nobody reads", "nobody reads on"])
+async def test_a_download_into_a_pipe_that_waits_can_be_ended(client: AsyncClient, tmp_path: Path, read: bool) -> None:
+    """No thread stays in the wait, which would keep the process from its end until a second Ctrl-C."""
+    file = await client.files.upload(content(MIB), user_id="alice")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) if read else None
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await client.files.download(file.ref.file_id, pipe)
+    if reader is None:
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        # An end is only there once a writer has been.
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        assert poll.poll(200) == []
+    else:
+        while os.read(reader, MIB):
+            pass
+    os.close(reader)
 
 
 async def test_a_refusal_is_told_while_data_are_sent(client: AsyncClient) -> None:

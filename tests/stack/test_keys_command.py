@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runtime.auth_keys import ApiKeys, read_keys
 from services.gateway import scopes
+from services.gateway.keys import main
 from tests.support.commands import run
 from tests.support.credentials import id_of, reason
 
@@ -52,11 +55,15 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         assert ended.errors
         assert "Traceback" not in ended.errors
     assert os.listdir(tmp_path) == ["keys.json"]
-    elsewhere = tmp_path / "nowhere" / "keys.json"
-    homeless = await keys("--file", str(elsewhere), "create")
-    assert (homeless.status, homeless.output) == (1, "")
-    assert homeless.errors == f"there is no folder {elsewhere.parent} for the file of the keys, {elsewhere}\n"
     everybodys = await keys("create", "--scopes", "admin:metrics")
     assert everybodys.status == 0, everybodys.errors
     key = read_keys(path, scopes.SCOPES)[id_of(everybodys.output.strip())]
     assert (key.tenant, key.user_id) == ("", "")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "nowhere" / "keys.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["--file", str(path), "create"])
+    assert ended.value.code == 1
+    assert capsys.readouterr() == ("", f"there is no folder {path.parent} for the file of the keys, {path}\n")

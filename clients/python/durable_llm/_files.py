@@ -5,13 +5,14 @@ import os
 import tempfile
 import uuid
 from asyncio import to_thread
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from durable_llm._file_stub import RetryingFileStub
+from durable_llm._pipe_writer import open_pipe
 from durable_llm._upload_source import StreamSource, UploadSource, open_source
 from durable_llm.file_errors import ContentMismatch
 from llm_pb import common_pb2, file_pb2
@@ -79,14 +80,14 @@ class AsyncFiles:
         file, target = await self.get(file_id), Path(path)
         if await to_thread(lambda: target.exists() and not target.is_file()):
             # A file in its place would be the end of /dev/null.
-            with await to_thread(open, target, "wb") as written:
-                await self._write(file, written)
+            async with open_pipe(target) as pipe:
+                await self._write(file, pipe.write)
             return file
         target = Path(await to_thread(os.path.realpath, target))
         handle, name = await to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "wb") as written:
-                await self._write(file, written)
+                await self._write(file, lambda piece: to_thread(written.write, piece))
             # As a new file would have: that of mkstemp is the owner's alone.
             umask = os.umask(0)
             os.umask(umask)
@@ -97,13 +98,13 @@ class AsyncFiles:
             raise
         return file
 
-    async def _write(self, file: file_pb2.File, target: IO[bytes]) -> None:
+    async def _write(self, file: file_pb2.File, write: Callable[[bytes], Awaitable[Any]]) -> None:
         """Write the content of a file. Raises ApiError, OSError; ContentMismatch for another content, at the end."""
         sha256 = hashlib.sha256()
         async with aclosing(self.content(file.ref.file_id)) as pieces:
             async for piece in pieces:
                 sha256.update(piece)
-                await to_thread(target.write, piece)
+                await write(piece)
         if sha256.digest() != file.ref.sha256:
             raise ContentMismatch(f"what came of {file.ref.file_id} is not what the service has")
 

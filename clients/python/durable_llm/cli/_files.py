@@ -86,6 +86,8 @@ def get(connection: Connection, *, file_id: str, path: str) -> None:
                 path = Path(client.files.get(file_id).filename).name or file_id
                 if Path(path).exists():
                     raise CommandError(f"{path} exists: name another path", Exit.USAGE)
+            if not (folder := Path(path).resolve().parent).is_dir():
+                raise CommandError(f"{path}: there is no folder {folder}", Exit.USAGE)
             file = client.files.download(file_id, path)
     except KeyboardInterrupt:
         raise Interrupted("The download has ended before the file was whole.") from None

@@ -92,6 +92,8 @@ def run() -> int:
     except ReaderGone:
         return Exit.BROKEN_PIPE
     except OSError as error:
-        say(f"durable-llm: {error}")
+        # Without Python's number of the error.
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        say(f"durable-llm: {visible(named)}")
         return Exit.FAILED
     return Exit.OK
