@@ -19,6 +19,7 @@ _WINDOW: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _KNOWN: Final = frozenset({"input_file_id", "endpoint", "completion_window", "metadata"})
 _LINE: Final = re.compile(r"lines\[(\d+)\]\.?")
+_NAMED_LINE: Final = re.compile(r"lines\[(\d+)\]")
 _STATUSES: Final = {
     batch_pb2.BATCH_STATE_VALIDATING: "validating",
     batch_pb2.BATCH_STATE_RUNNING: "in_progress",
@@ -117,7 +118,7 @@ def _note(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _errors(status: batch_pb2.BatchStatus) -> dict[str, Any] | None:
-    """Return why a batch failed: each bad field of a line, or else the one reason."""
+    """Return why a batch failed: each bad field of a line, or else the one reason. OpenAI counts lines from 1."""
     if status.state != batch_pb2.BATCH_STATE_FAILED:
         return None
     bad = error_details_pb2.BadRequest()
@@ -129,6 +130,13 @@ def _errors(status: batch_pb2.BatchStatus) -> dict[str, Any] | None:
         line = _LINE.match(violation.field)
         param = violation.field[line.end() :] if line else violation.field
         number = int(line[1]) + 1 if line else None
-        found.append({"code": code, "message": violation.description, "param": param or None, "line": number})
+        found.append(
+            {"code": code, "message": _from_one(violation.description), "param": param or None, "line": number}
+        )
     found = found or [{"code": code, "message": status.error.message, "param": None, "line": None}]
     return {"object": "list", "data": found}
+
+
+def _from_one(message: str) -> str:
+    """Return a message in which lines are counted as in the member `line` next to it."""
+    return _NAMED_LINE.sub(lambda named: f"line {int(named[1]) + 1}", message)

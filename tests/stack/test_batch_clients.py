@@ -207,6 +207,7 @@ async def test_what_openais_client_asks_wrongly_is_refused(openai_client: AsyncO
 async def test_bad_lines_are_errors_of_the_batch(openai_client: AsyncOpenAI) -> None:
     lines = openai_lines(3)
     lines[1]["body"]["temperature"] = 9
+    lines[2]["custom_id"] = lines[0]["custom_id"]
     file = await openai_client.files.create(file=("in.jsonl", to_jsonl(lines)), purpose="batch")
     batch = await openai_client.batches.create(
         input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
@@ -220,5 +221,7 @@ async def test_bad_lines_are_errors_of_the_batch(openai_client: AsyncOpenAI) -> 
     assert ended.errors is not None
     assert ended.errors.data is not None
     assert [(error.line, error.param, error.code) for error in ended.errors.data] == [
-        (2, "body.temperature", "invalid_input")
+        (2, "body.temperature", "invalid_input"),
+        (3, "custom_id", "invalid_input"),
     ]
+    assert ended.errors.data[1].message == "must be unique: it is that of line 1, too", "counted as its own line"
