@@ -79,12 +79,12 @@ class StateShared(StackError):
 
 
 class ProcessFailed(StackError):
-    """A process ended unexpectedly, or was not ready in time. The message ends with its last log lines."""
+    """A process ended unexpectedly, or was not ready in time. The message ends with its log."""
 
     def __init__(self, name: str, reason: str, log_path: Path, last_lines: list[str]) -> None:
         self.name = name
         shown = "".join(f"\n  | {line}" for line in last_lines) or "\n  (it wrote nothing)"
-        super().__init__(f"{name} {reason}. The end of {log_path}:{shown}")
+        super().__init__(f"The end of the log of {name}:{shown}\n{name} {reason}. Its log: {log_path}")
 
 
 class DemoFailed(StackError):

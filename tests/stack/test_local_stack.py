@@ -241,7 +241,10 @@ async def test_a_folder_that_is_private_already_is_taken(settings: StackSettings
 
 async def test_a_process_that_ends_while_it_starts_shows_why_and_stops_the_rest(settings: StackSettings) -> None:
     stack = Stack(settings, only=("nats", "codec"), environment={"codec": {"CODEC_PORT": "nonsense"}})
-    with pytest.raises(ProcessFailed, match=r"(?s)codec ended with status 1 before it was ready.*CODEC_PORT"):
+    with pytest.raises(
+        ProcessFailed,
+        match=r"(?s)CODEC_PORT.*\ncodec ended with status 1 before it was ready\. Its log: \S+codec\.log$",
+    ):
         await stack.__aenter__()
     assert not stack.processes["nats"].running
 
@@ -269,6 +272,22 @@ async def test_a_process_that_ends_under_a_supervisor_is_started_again(settings:
             assert stack.processes["nats"].pid not in {first, None}
 
         await supervise(stack, kill_and_see(), lambda *report: reports.put_nowait(report))
+
+
+async def test_a_process_that_keeps_ending_ends_the_stack(settings: StackSettings) -> None:
+    """The last line says which one, and where its log is."""
+    async with Stack(settings, only=("nats",)) as stack:
+        nats = stack.processes["nats"]
+
+        async def kill() -> None:
+            while True:
+                await nats.kill()
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ProcessFailed) as ended:
+            await supervise(stack, kill(), lambda *_: None, (0, 0))
+    last = str(ended.value).splitlines()[-1]
+    assert last == f"nats was ended by SIGKILL again, after 2 restarts. Its log: {nats.log_path}"
 
 
 async def test_a_second_process_of_a_kind_listens_on_a_port_of_its_own(settings: StackSettings) -> None:
