@@ -18,10 +18,7 @@ async def steps(llm: Pipeline, count: Int32Value) -> Int32Value:
 async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
     """Run so many jobs of one token each at the same time."""
 
-    async def one(part: Pipeline, number: int) -> None:
-        await part.generate("write", model="docstrings", prompt="Step.", max_tokens=1)
-
-    await llm.map("parts", range(count.value), one, limit=count.value)
+    await _generate_at_once(llm, count.value, max_tokens=1)
     return count
 
 
@@ -29,11 +26,15 @@ async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
 async def endless(llm: Pipeline, count: Int32Value) -> Int32Value:
     """Run so many jobs at the same time that do not end on their own while they are measured."""
 
-    async def one(part: Pipeline, number: int) -> None:
-        await part.generate("write", model="docstrings", prompt="Leaf.", max_tokens=8000)
-
-    await llm.map("parts", range(count.value), one, limit=count.value)
+    await _generate_at_once(llm, count.value, max_tokens=8000)
     return count
+
+
+async def _generate_at_once(llm: Pipeline, count: int, max_tokens: int) -> None:
+    async def one(part: Pipeline, number: int) -> None:
+        await part.generate("write", model="docstrings", prompt="Step.", max_tokens=max_tokens)
+
+    await llm.map("parts", range(count), one, limit=count)
 
 
 @pipeline("three", StringValue, StringValue)

@@ -22,6 +22,7 @@ from llm_pb import common_pb2, file_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.access import read_own
 from services.gateway.errors import file_not_found, temporal_unavailable
 from services.gateway.files.outputs import JobOutputs
 from services.gateway.job_record import user_of
@@ -94,14 +95,20 @@ class FileReader:
             return FoundFile(file_pb2.File(ref=common_pb2.FileRef(file_id=file_id)), _first_run_id(description))
 
     async def _found(self, caller: Caller, file_id: str, description: WorkflowExecutionDescription | None) -> FoundFile:
-        try:
-            found = await found_file(description) if description is not None else None
-        except (PayloadError, KeysUnavailable) as error:
-            # Whose file it is decides before anything is said about it.
-            if caller.user_id and description is not None and not caller.may_see(await user_of(description)):
-                raise file_not_found(file_id) from error
-            raise
-        if found is None or not caller.may_see(found.file.user_id):
+        if description is None:
+            raise file_not_found(file_id)
+
+        async def user_of_unread(_: Exception) -> str:
+            return await user_of(description)
+
+        found = await read_own(
+            caller,
+            found_file(description),
+            lambda found: found.file.user_id if found is not None else "",
+            user_of_unread,
+            lambda: file_not_found(file_id),
+        )
+        if found is None:
             raise file_not_found(file_id)
         return found
 

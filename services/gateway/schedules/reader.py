@@ -24,6 +24,7 @@ from llm_pb import internal_pb2, schedule_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.access import read_own
 from services.gateway.errors import schedule_not_found
 from services.gateway.schedule_client import client_for
 
@@ -51,19 +52,23 @@ class ScheduleReader:
         PayloadError when its keys were deleted.
         """
         description = await self._describe(caller, id_)
-        try:
-            (action,) = await client_for(self._client, id_).data_converter.decode(
-                list(_started_by(description).args), [internal_pb2.ScheduledAction]
-            )
-        except (PayloadError, KeysUnavailable) as error:
-            # Whose schedule it is decides before anything is said about it. A hash that cannot be read tells nobody.
+
+        async def user_of_unread(error: Exception) -> str | None:
             user_id = description.typed_search_attributes.get(names.USER_ID) or ""
-            known = isinstance(error, PayloadError) or not is_hash(user_id)
-            if known and not caller.may_see("" if is_hash(user_id) else user_id):
-                raise schedule_not_found(id_) from error
-            raise
-        if not caller.may_see(action.schedule.user_id):
-            raise schedule_not_found(id_)
+            if not is_hash(user_id):
+                return user_id
+            # Once its keys were deleted, the hash tells nobody.
+            return "" if isinstance(error, PayloadError) else None
+
+        (action,) = await read_own(
+            caller,
+            client_for(self._client, id_).data_converter.decode(
+                list(_started_by(description).args), [internal_pb2.ScheduledAction]
+            ),
+            lambda decoded: decoded[0].schedule.user_id,
+            user_of_unread,
+            lambda: schedule_not_found(id_),
+        )
         return StoredSchedule(action, description)
 
     async def require(self, caller: Caller, id_: str) -> None:

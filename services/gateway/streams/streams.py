@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
-from encryption import KeysUnavailable
 from feed.feed import Feed
 from jobs.ids import owner
 from jobs.resume_token import ResumeToken
@@ -12,7 +12,7 @@ from payload_converter import PayloadError
 from runtime.answers import Answer
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
-from services.gateway.access import require_own
+from services.gateway.access import read_own, require_own
 from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
@@ -92,17 +92,14 @@ class Streams:
         watch.watchers += 1
         self._metrics.watchers.add(1)
         try:
-            # The watch itself is that of all callers. Whose job it is decides before anything is said about it.
-            try:
-                await watch.known()
-            except (PayloadError, KeysUnavailable) as error:
-                # Without the keys it may not be known yet whose it is. Once they are deleted nothing tells any more.
-                known = bool(watch.user_id) or isinstance(error, PayloadError)
-                if known and not caller.may_see(watch.user_id):
-                    raise not_found(workflow_id) from error
-                raise
-            if not caller.may_see(watch.user_id):
-                raise not_found(workflow_id)
+            # The watch itself is that of all callers.
+            await read_own(
+                caller,
+                watch.known(),
+                lambda _: watch.user_id,
+                partial(_user_of_unread, watch),
+                partial(not_found, workflow_id),
+            )
             yield watch
         finally:
             watch.watchers -= 1
@@ -112,3 +109,9 @@ class Streams:
                 if self._watches.get(workflow_id) is watch:
                     del self._watches[workflow_id]
                 await watch.close()
+
+
+async def _user_of_unread(watch: Watch, error: Exception) -> str | None:
+    """Return whose a job is that cannot be decrypted: see read_own()."""
+    # Without the keys it may not be known yet. Once they are deleted nothing tells any more.
+    return watch.user_id if watch.user_id or isinstance(error, PayloadError) else None
