@@ -2558,7 +2558,9 @@ class ModelInfo(_message.Message):
     available: _builtins.bool
     """Whether a worker has polled for jobs of this model within the last minute."""
     structured_output: _builtins.bool
-    """Whether the model takes params.structured_output."""
+    """Whether the model takes params.structured_output, as its operator says. An engine may know fewer forms: a job with another one
+    is refused by its worker, with UNSUPPORTED_PARAMS.
+    """
     backlog: _builtins.int
     """The approximate number of jobs that wait for this model, of all classes."""
     @_builtins.property
