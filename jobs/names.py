@@ -233,6 +233,8 @@ PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
 # The jobs of a pipeline's fan-out that begin at the same time are admitted by one activity.
 PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
+# A step of a pipeline fails whose output is JSON of another form than its schema.
+PATCH_FORMS: Final = "refuses-other-forms"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.

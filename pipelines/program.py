@@ -28,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
 from pipelines.calls import call_each, call_in_turn
 from pipelines.execution import Execution
 from pipelines.files import JSON_LINES, Files
+from pipelines.forms import is_usable, parsed
 from pipelines.nested import run_batch, run_pipeline
 
 _T = TypeVar("_T")
@@ -109,7 +110,8 @@ class Pipeline:
         the ttl of JobRequest.cache, with which an equal step of any pipeline of the tenant generates once. `params` are
         fields of SamplingParams. Without `max_tokens` a schema that bounds its texts and lists by maxLength and
         maxItems gets a token for each character that it allows, at least the model's default and at most its maximum,
-        so that its JSON is not cut. Raises StepFailed, with the reason INVALID_OUTPUT for JSON that is cut.
+        so that its JSON is not cut. Raises StepFailed, with the reason INVALID_OUTPUT for JSON that is cut, or lacks
+        what the schema requires.
         """
         chosen = llm_pb2.SamplingParams(**params)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, prompt_file=prompt_file, params=chosen)
@@ -120,21 +122,12 @@ class Pipeline:
         if cache is not None:
             job.cache.ttl.FromTimedelta(cache)
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
-            is_usable = (lambda _: True) if schema is None else _is_json
-            result = await self._execution.run_job(step, job, timeout, is_usable)
+            usable = (lambda _: True) if schema is None else (lambda result: is_usable(result, schema))
+            result = await self._execution.run_job(step, job, timeout, usable)
             generated = Generated(result, self.files)
             if schema is None:
                 return generated
-            text = await generated.read()
-            try:
-                return Generated(result, self.files, json.loads(text))
-            except ValueError as error:
-                wrong = f"the output is no JSON: {error}"
-                if result.finish_reason == llm_pb2.FINISH_REASON_LENGTH:
-                    wrong = (
-                        f"the output was cut after {result.metadata.output_tokens} tokens, so its JSON is incomplete"
-                    )
-                raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
+            return Generated(result, self.files, parsed(step.path, result, await generated.read(), schema))
 
     async def image(
         self,
@@ -295,11 +288,3 @@ class Pipeline:
 
     def _path(self, name: str) -> str:
         return f"{self._below}{name}"
-
-
-def _is_json(result: llm_pb2.JobResult) -> bool:
-    try:
-        json.loads(result.output)
-    except ValueError:
-        return False
-    return True

@@ -228,6 +228,30 @@ async def test_a_failed_world_without_any_text_goes_on_as_well(clients: Clients)
     assert reason_of((await follow(clients.pipelines, id_)).status.root.error) == "INVALID_OUTPUT"
 
 
+async def test_json_of_another_form_than_asked_for_is_a_failed_step_that_may_be_run_again(clients: Clients) -> None:
+    """A provider may ignore the schema. Such a job has succeeded, and ended its world for ever."""
+    request = new_world("formless", posts=0, images=0)
+    request.world.theme = request.world.theme.replace('{"name": "Aqua"', '{"title": "Aqua"')
+    id_ = (await submit(clients.pipelines, request)).pipeline_id
+    job = llm_pb2.GetStatusRequest(workflow_id=f"{id_}/describe")
+    runs = set()
+    for _ in range(2):
+        seen = await follow(clients.pipelines, id_)
+        error = seen.status.root.error
+        assert (reason_of(error), seen.steps["describe"].error) == ("INVALID_OUTPUT", error)
+        assert error.message.endswith("name is missing")
+        runs.add((await clients.jobs.GetStatus(job)).status.run_id)
+        assert (await submit(clients.pipelines, request)).state == llm_pb2.JOB_STATE_RUNNING
+    assert len(runs) == 2
+    await follow(clients.pipelines, id_)
+    critique = {"score": "9", "strengths": [], "weaknesses": [], "suggestions": [], "facts_doubtful": False}
+    pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id="formless")
+    pipeline.refine.topic = f"rain[[when Criticise: {json.dumps(critique)}]]"
+    seen = await follow(clients.pipelines, (await submit(clients.pipelines, pipeline)).pipeline_id)
+    assert reason_of(seen.status.root.error) == "INVALID_OUTPUT"
+    assert seen.status.root.error.message.endswith("score must be of the type number")
+
+
 @pytest.mark.long
 async def test_a_failed_world_does_not_go_on_when_its_schedule_tries_its_start_again(clients: Clients) -> None:
     """As it does when it has not learned that the start was done: nobody has asked for another run."""
