@@ -87,13 +87,21 @@ def is_repeat(node: internal_pb2.PipelineNode, request: pipeline_pb2.AnswerStepR
 def matches(path: str, pattern: str) -> bool:
     """Return whether a path matches a pattern of StreamPipelineRequest.follow."""
     names = path.split("/")
-    places = {0}
+    # A bit for each number of names that the parts until now may stand for.
+    whole = (1 << len(names) + 1) - 1
+    named: dict[str, int] = {}
+    for number, name in enumerate(names):
+        named[name] = named.get(name, 0) | 1 << number
+    places = 1
     for part in pattern.split("/"):
         if part == "**":
-            places = {after for place in places for after in range(place, len(names) + 1)}
+            # All from the lowest one on.
+            places = -(places & -places) & whole
         else:
-            places = {place + 1 for place in places if place < len(names) and part in ("*", names[place])}
-    return len(names) in places
+            places = (places if part == "*" else places & named.get(part, 0)) << 1 & whole
+        if not places:
+            return False
+    return bool(places >> len(names))
 
 
 def parents(path: str) -> list[str]:

@@ -1,12 +1,17 @@
 """What a stream of a pipeline brings while the workflow of the pipeline does not answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from feed.feed import Feed
+from jobs.pipelines import matches
+from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.auth import Caller
 from services.gateway import cursor_text
@@ -52,17 +57,31 @@ class SilentFeed:
         await asyncio.Event().wait()
 
 
+class Outputs:
+    """The outputs of jobs, which all go on for ever: a byte each time that one is read."""
+
+    @asynccontextmanager
+    async def joined(self, _: Any, job_id: str) -> AsyncIterator[Any]:
+        async def messages(_: int, __: Any, token: ResumeToken | None) -> AsyncGenerator[Any, None]:
+            for offset in itertools.count(token.offset if token is not None else 0):
+                message = llm_pb2.StreamStatusResponse(resume_token=str(ResumeToken(offset + 1, "0" * 16)))
+                message.delta.offset, message.delta.text = offset, "x"
+                yield message
+
+        yield SimpleNamespace(messages=messages)
+
+
 def messages_of(
-    reader: Reader, cursor: internal_pb2.PipelineCursor | None = None
+    reader: Reader, cursor: internal_pb2.PipelineCursor | None = None, *, follow: str = "", after: str = ""
 ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
     streams = PipelineStreams(
         cast("PipelineReader", reader),
         cast("LiveSteps", None),
-        cast("Streams", None),
+        cast("Streams", Outputs()),
         cast("Feed", SilentFeed()),
         GatewaySettings.model_validate({"poll": 0.01}),
     )
-    request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID)
+    request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID, follow=[follow] if follow else [], cursor=after)
     if cursor is not None:
         request.cursor = cursor_text.encode(ID, cursor)
     answer: Any = SimpleNamespace(sending=lambda _: None, left=lambda: None, room=lambda: 256 * 1024)
@@ -86,3 +105,51 @@ async def test_a_pipeline_that_an_operator_ends_keeps_its_counts_where_it_does_n
             seen = [message.status async for message in messages if message.HasField("status")]
     assert (seen[0].state, seen[0].root.counts.total) == (llm_pb2.JOB_STATE_RUNNING, 5)
     assert (seen[-1].state, seen[-1].root.counts.total) == (llm_pb2.JOB_STATE_CANCELLED, 5)
+
+
+async def test_who_comes_back_follows_the_steps_that_were_begun() -> None:
+    """Of more steps than one stream brings, those that have begun first are not those that stand first."""
+    late, all_ = record_of(100), record_of(101)
+    for number in range(100):
+        node = all_.nodes.add(number=number, version=101)
+        node.step.path, node.step.workflow_id = f"parts/{number}/write", f"{ID}/parts/{number}/write"
+        if number >= 50:
+            late.nodes.add(version=100).MergeFrom(node)
+            late.nodes[-1].version = 100
+
+    async def followed(reader: Reader, after: str) -> tuple[dict[str, str], str]:
+        """Return the text of each step once there are 64, and the cursor."""
+        texts: dict[str, str] = {}
+        async with aclosing(messages_of(reader, follow="parts/*/write", after=after)) as messages:
+            async with asyncio.timeout(10):
+                async for message in messages:
+                    if message.HasField("delta"):
+                        delta = message.delta
+                        texts[delta.path] = texts.get(delta.path, "") + delta.delta.text
+                        after = message.cursor
+                    if len(texts) == 64:
+                        break
+        return texts, after
+
+    first, cursor = await followed(Reader(late, all_), "")
+    second, _ = await followed(Reader(all_), cursor)
+    assert f"parts/{99}/write" in first
+    assert second.keys() == first.keys()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [
+        ("rounds/*/write", {"rounds/1/write"}),
+        ("**", {"edit", "rounds/1/write", "rounds/1/write/a"}),
+        ("**/write", {"rounds/1/write"}),
+        ("rounds/**", {"rounds/1/write", "rounds/1/write/a"}),
+        ("**/1/**/a/**", {"rounds/1/write/a"}),
+        ("*/**/*/*", {"rounds/1/write", "rounds/1/write/a"}),
+        ("*", {"edit"}),
+        ("**/*/**/*/**/*/**/*/**/*", set()),
+        ("rounds/1", set()),
+    ],
+)
+def test_a_star_is_a_name_and_two_stars_are_any_number_of_names(pattern: str, paths: set[str]) -> None:
+    assert {path for path in ("edit", "rounds/1/write", "rounds/1/write/a") if matches(path, pattern)} == paths

@@ -117,7 +117,9 @@ class _Reading:
     ) -> None:
         self._jobs = jobs
         self._follower = follower
-        self._follow = request.follow
+        self._follow = [*request.follow]
+        self._is_followed: dict[int, bool] = {}
+        """Whether each node is followed, by its number: a thousand of them are looked at with every message."""
         self._answer = answer
         # Numbers and versions are of one run. Its outputs come again after a cursor of an earlier one.
         self._again = cursor.run_id not in ("", follower.run_id)
@@ -215,12 +217,22 @@ class _Reading:
         return not self._pieces and all(pump.done() for pump in self._pumps.values())
 
     def _start_pumps(self) -> None:
-        for number, node in self._follower.nodes.items():
-            if number in self._pumps or not node.step.workflow_id or len(self._pumps) >= _MAX_STEPS:
-                continue
-            if any(matches(node.step.path, pattern) for pattern in self._follow):
+        nodes = self._follower.nodes
+        # Who comes back goes on with the steps that were begun, whichever have come first now.
+        for number in [*self._places, *nodes] if self._follow else ():
+            if len(self._pumps) >= _MAX_STEPS:
+                return
+            node = nodes.get(number)
+            if node is not None and number not in self._pumps and node.step.workflow_id and self._follows(node):
                 self._pumps[number] = asyncio.create_task(self._pump(node))
                 self._pumps[number].add_done_callback(lambda _: self._news.set())
+
+    def _follows(self, node: internal_pb2.PipelineNode) -> bool:
+        found = self._is_followed.get(node.number)
+        if found is None:
+            found = any(matches(node.step.path, pattern) for pattern in self._follow)
+            self._is_followed[node.number] = found
+        return found
 
     async def _pump(self, node: internal_pb2.PipelineNode) -> None:
         """Read the output of a step, one piece ahead of the reader."""
