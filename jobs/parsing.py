@@ -29,8 +29,9 @@ _EXPECTED: Final = {
     FieldDescriptor.TYPE_INT64: "a whole number of 64 bits",
     FieldDescriptor.TYPE_STRING: "a text",
 }
-_REFUSED: Final = (json_format.ParseError, ValueError, TypeError, SystemError)
-"""What protobuf raises for JSON that is no message: SystemError for half a surrogate pair as the name of an enum."""
+_REFUSED: Final = (json_format.ParseError, ValueError, TypeError, AttributeError, KeyError, SystemError)
+"""What protobuf raises for JSON that is no message: AttributeError for an "@type" that is no text, KeyError for an Any
+without its "value", SystemError for half a surrogate pair as the name of an enum."""
 _NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _WELL_KNOWN: Final = {

@@ -38,3 +38,21 @@ def test_half_a_surrogate_pair_within_an_any_is_refused() -> None:
     job = {"@type": f"type.googleapis.com/{llm_pb2.JobRequest.DESCRIPTOR.full_name}", "job_class": "\ud800"}
     with pytest.raises(InvalidFields):
         parse({"name": "essay", "input": job}, pipeline_pb2.CustomSpec())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"@type": 5},
+        {"@type": None},
+        {"@type": "type.googleapis.com/google.protobuf.StringValue"},
+        {"@type": "type.googleapis.com/google.protobuf.Any", "value": {"@type": [], "value": 5}},
+        [],
+    ],
+    ids=repr,
+)
+def test_an_any_that_is_none_is_named(value: object) -> None:
+    """The first four were a 500 of the HTTP front."""
+    with pytest.raises(InvalidFields) as wrong:
+        parse({"custom": {"name": "essay", "input": value}}, pipeline_pb2.PipelineRequest())
+    assert [field for field, _ in wrong.value.violations] == ["custom.input"]

@@ -46,7 +46,7 @@ def batch() -> None:
     multiple=True,
     help="Deliver the outcome: URL, nats:SUBJECT, kafka:TOPIC, postgres:TABLE.",
 )
-@click.option("--request-id", default="", help="Key of the batch. [default: the hash of LINES]")
+@click.option("--request-id", type=NAME, help="Key of the batch. [default: the hash of LINES]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @connection_options
 def run(
@@ -62,7 +62,7 @@ def run(
     max_concurrent: int | None,
     max_failure_rate: float | None,
     notify: tuple[str, ...],
-    request_id: str,
+    request_id: str | None,
     quiet: bool,
 ) -> None:
     """Run the lines of a file and write their results in its order. A repeat of the command comes back to the batch."""
@@ -80,7 +80,7 @@ def run(
     try:
         with connection.connect() as client, interruptible():
             started = client.batches.start(
-                lines, user_id=user_of(user, connection.settings), request_id=request_id, **fields
+                lines, user_id=user_of(user, connection.settings), request_id=request_id or "", **fields
             )
             come_back = f"{started.batch_id} goes on. The same command comes back to it."
             say(started.batch_id)

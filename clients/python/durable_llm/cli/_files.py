@@ -34,7 +34,7 @@ def files() -> None:
 @click.option("--purpose", default="user_data", show_default=True, help="A label: batch, vision, user_data ...")
 @click.option("--media-type", default="", help="As in HTTP: application/jsonl.")
 @click.option("--expires", type=Duration(), help="Remove them after this time. [default: the service's]")
-@click.option("--request-id", default="", help="Key by which a repeat of the command goes on with its upload.")
+@click.option("--request-id", type=NAME, help="Key by which a repeat of the command goes on with its upload.")
 @json_option
 @connection_options
 def put(
@@ -45,7 +45,7 @@ def put(
     purpose: str,
     media_type: str,
     expires: timedelta | None,
-    request_id: str,
+    request_id: str | None,
     as_json: bool,
 ) -> None:
     """Upload files and print their ids. An upload that breaks goes on where it broke."""
@@ -59,7 +59,7 @@ def put(
                 file = client.files.upload(
                     path,
                     user_id=user_of(user, connection.settings),
-                    request_id=request_id,
+                    request_id=request_id or "",
                     purpose=purpose,
                     media_type=media_type,
                     expire_time=expire_time,

@@ -49,7 +49,7 @@ def pipeline() -> None:
 @click.option("--class", "job_class", type=ClassName(), help="How urgent its jobs are.")
 @click.option("--timeout", type=Duration(), help="Time after which it is stopped. [default: 24h]")
 @click.option("--output-tokens", type=WholeNumber(64), help="Budget of output tokens of all steps together.")
-@click.option("--request-id", default="", help="Key of the pipeline. [default: a random one]")
+@click.option("--request-id", type=NAME, help="Key of the pipeline. [default: a random one]")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and do not wait.")
 @_follow_option
 @_images_option
@@ -66,7 +66,7 @@ def run(
     job_class: str | None,
     timeout: timedelta | None,
     output_tokens: int | None,
-    request_id: str,
+    request_id: str | None,
     detach: bool,
     follow: tuple[str, ...],
     images: str | None,
@@ -172,15 +172,15 @@ def ls(connection: Connection, *, limit: int, quiet: bool, as_json: bool, **filt
 @click.argument("pipeline_id")
 @click.argument("path")
 @click.option("--yes/--no", "approved", required=True, help="Whether it may do what it asks for.")
-@click.option("--answer-id", default="", help="Key of the answer. [default: a random one]")
+@click.option("--answer-id", type=NAME, help="Key of the answer. [default: a random one]")
 @json_option
 @connection_options
 def answer(
-    connection: Connection, *, pipeline_id: str, path: str, approved: bool, answer_id: str, as_json: bool
+    connection: Connection, *, pipeline_id: str, path: str, approved: bool, answer_id: str | None, as_json: bool
 ) -> None:
     """Answer the step PATH of a pipeline, which waits for it."""
     with connection.connect() as client:
-        step = client.pipelines.answer(pipeline_id, path, approved=approved, answer_id=answer_id)
+        step = client.pipelines.answer(pipeline_id, path, approved=approved, answer_id=answer_id or "")
     write_json(step) if as_json else write_line(described(step, step.path))
 
 
@@ -227,7 +227,12 @@ def spec_of(name: str, spec: Any, argument: str = "SPEC") -> dict[str, Any]:
         request = PipelineRequest()
         known = {field.name for field in PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields} - {"custom"}
         fields = {name: read} if name in known else {"custom": {"name": name, "input": read}}
+        if name not in known and not isinstance(read, dict):
+            raise TypeError("no Any")
         json_format.ParseDict(fields, request)
+    except (AttributeError, KeyError, TypeError) as error:
+        # As protobuf's own for an Any whose "@type" is no text, or that has no value.
+        raise CommandError(f'{argument}: must be an object with "@type" and the JSON of that type') from error
     except (ValueError, RecursionError, json_format.ParseError) as error:
         raise CommandError(f"{argument}: {visible(str(error))}") from error
     return {descriptor.name: value for descriptor, value in request.ListFields()}
