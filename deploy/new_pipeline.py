@@ -7,12 +7,18 @@ FOLDER/test_haiku.py. It changes no file that is there.
 """
 
 import argparse
+import keyword
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from llm_pb import pipeline_pb2
+
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_TAKEN: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
+"""Names of pipelines that come along, which are no modules."""
 
 _PROJECT: Final = """\
 [project]
@@ -104,6 +110,9 @@ def main(arguments: list[str]) -> int:
     folder: Path = asked.folder
     if _NAME.fullmatch(name) is None:
         print(f"NAME must be a Python name of small letters, digits and _, not {name!r}", file=sys.stderr)
+        return 1
+    if keyword.iskeyword(name) or find_spec(name) is not None or name in _TAKEN:
+        print(f"NAME is that of a word of Python, a module or a pipeline that there is: {name!r}", file=sys.stderr)
         return 1
     files = {"pyproject.toml": _PROJECT, f"{name}.py": _CODE, f"test_{name}.py": _TEST}
     if there := [str(folder / file) for file in files if (folder / file).exists()]:

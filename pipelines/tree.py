@@ -63,8 +63,11 @@ class Tree:
 
         Raises StepFailed for one too many, unless it is not `bounded`.
         """
-        if not is_path(path) or len(path) > self._max_path:
+        if not is_path(path):
             raise ValueError(f"no step can have the path {path!r}")
+        if len(path) > self._max_path:
+            message = f"the id of this pipeline leaves room for a path of {self._max_path} characters"
+            raise ValueError(f"no step can have the path {path!r}: {message}")
         if path in self._steps or path in self._above or self._steps.intersection(parents(path)):
             raise ValueError(f"the pipeline has a step at {path!r} already")
         if bounded and len(self._steps) >= MAX_STEPS:

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from deploy.new_pipeline import main
 from tests.support.paths import ROOT
 
 
@@ -20,3 +23,11 @@ def test_a_new_pipeline_runs_as_it_is(tmp_path: Path) -> None:
     # Nothing that is there is overwritten, and no bad name becomes a file.
     for name in ("haiku", "Ha-iku"):
         assert subprocess.run([*make, name, folder], cwd=ROOT, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["class", "asyncio", "pipelines", "refine", "pytest"])
+def test_a_name_that_could_not_be_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Of a word of Python, of a module that the package would hide, and of a pipeline that comes along."""
+    assert main([name, str(tmp_path / "new")]) == 1
+    assert repr(name) in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

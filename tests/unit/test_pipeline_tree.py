@@ -73,5 +73,5 @@ def test_a_pipeline_within_a_pipeline_has_shorter_paths() -> None:
     """The id of a step's job is the pipeline's id and the path, and has to fit."""
     tree = new_tree(max_path=5)
     tree.begin("abcde", NOW)
-    with pytest.raises(ValueError, match="no step can have the path"):
+    with pytest.raises(ValueError, match=r"no step can have the path 'abcdef': .* room for a path of 5 characters"):
         tree.begin("abcdef", NOW)
