@@ -71,15 +71,30 @@ class Outputs:
         yield SimpleNamespace(messages=messages)
 
 
+class EndingFeed:
+    """A feed that says at once that the pipeline is about to end."""
+
+    available = True
+
+    async def read(self, _: str, take: Any) -> None:
+        take(internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
+
+
 def messages_of(
-    reader: Reader, cursor: internal_pb2.PipelineCursor | None = None, *, follow: str = "", after: str = ""
+    reader: Reader,
+    cursor: internal_pb2.PipelineCursor | None = None,
+    *,
+    follow: str = "",
+    after: str = "",
+    feed: Any = None,
+    poll: float = 0.01,
 ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
     streams = PipelineStreams(
         cast("PipelineReader", reader),
         cast("LiveSteps", None),
         cast("Streams", Outputs()),
-        cast("Feed", SilentFeed()),
-        GatewaySettings.model_validate({"poll": 0.01}),
+        cast("Feed", feed or SilentFeed()),
+        GatewaySettings.model_validate({"poll": poll}),
     )
     request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID, follow=[follow] if follow else [], cursor=after)
     if cursor is not None:
@@ -153,3 +168,14 @@ async def test_who_comes_back_follows_the_steps_that_were_begun() -> None:
 )
 def test_a_star_is_a_name_and_two_stars_are_any_number_of_names(pattern: str, paths: set[str]) -> None:
     assert {path for path in ("edit", "rounds/1/write", "rounds/1/write/a") if matches(path, pattern)} == paths
+
+
+async def test_a_pipeline_that_is_about_to_end_for_long_is_followed_to_its_end() -> None:
+    """No gateway runs its workflow: it was asked about a thousand times, and then no more."""
+    ended = record_of(5)
+    ended.status.state = llm_pb2.JOB_STATE_SUCCEEDED
+    reader = Reader(*[record_of(5)] * 1100, ended)
+    async with aclosing(messages_of(reader, feed=EndingFeed(), poll=0.0001)) as messages:
+        async with asyncio.timeout(60):
+            seen = [message.status.state async for message in messages if message.HasField("status")]
+    assert seen[-1] == llm_pb2.JOB_STATE_SUCCEEDED

@@ -23,7 +23,7 @@ _SILENT: Final = 5
 _LIVE: Final = 1.0
 """Seconds between two looks at what running steps report."""
 _FIRST_LOOK: Final = 0.02
-"""Seconds until Temporal is asked again about a pipeline that is about to end. They double."""
+"""Seconds until Temporal is asked again about a pipeline that is about to end. They double up to the poll interval."""
 
 
 class PipelineFollower:
@@ -86,7 +86,7 @@ class PipelineFollower:
 
         Raises ApiError for a pipeline that is gone, PayloadError for one that can never be read.
         """
-        looks = 0
+        look = _FIRST_LOOK
         while True:
             self._stale.clear()
             try:
@@ -101,8 +101,9 @@ class PipelineFollower:
             if self.ended:
                 return
             if self._ending:
-                await asyncio.sleep(min(_FIRST_LOOK * 2**looks, self._poll))
-                looks += 1
+                look = min(look, self._poll)
+                await asyncio.sleep(look)
+                look *= 2
                 continue
             wait = self._poll * (_SILENT if self._feed.available else 1)
             try:
