@@ -1,7 +1,7 @@
 """Steps that are workflows of their own: batches, and pipelines within pipelines."""
 
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes
@@ -21,6 +21,8 @@ from pipelines.execution import Execution
 from pipelines.step import Step
 from workflows import activities
 
+_SHORTEST_WINDOW: Final = timedelta(seconds=1)
+"""Minimum of BatchRequest.window. A pipeline that has less time left ends in that of its batch."""
 _C = TypeVar("_C", batch_pb2.BatchStatus, pipeline_pb2.PipelineResult)
 
 
@@ -31,7 +33,7 @@ async def run_batch(
     pipeline = execution.pipeline
     batch.user_id, batch.request_id, batch.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
     batch.job_class = pipeline.job_class
-    batch.window.CopyFrom(duration(execution.within(step.path, timeout)))
+    batch.window.CopyFrom(duration(max(execution.within(step.path, timeout), _SHORTEST_WINDOW)))
     if (left := execution.grant(step)) is not None:
         batch.budget.CopyFrom(left)
     chosen = await workflow.execute_activity(

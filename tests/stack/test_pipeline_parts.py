@@ -103,6 +103,9 @@ async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, file
     seen = await run(pipelines, new_pipeline("batching", Int32Value(value=0)))
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert seen.steps["lines"].state == pipeline_pb2.STEP_STATE_FAILED
+    # One that begins in the last second of its pipeline is no bad batch.
+    seen = await run(pipelines, new_pipeline("lingering", Int32Value(value=1), total_timeout={"seconds": 1}))
+    assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT, seen.status.root.error
 
 
 async def test_the_counts_of_a_batch_are_those_of_its_step_while_it_runs(
