@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from deploy.compose.secrets import create_secrets
 from deploy.local.process_specs import _DYNAMIC_CONFIG, OPTIONAL
+from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.environment import setting_names
 from runtime.temporal import TemporalSettings
 from tests.support import compose
@@ -407,3 +409,36 @@ def test_the_logs_of_all_containers_reach_loki() -> None:
         if name not in own_log:
             assert logging["options"]["fluentd-address"] == f"127.0.0.1:{port}"
             assert logging["options"]["fluentd-async"] == "true", "a container starts while the Collector is away"
+
+
+def test_envoy_ends_no_stream_of_the_api_by_its_time() -> None:
+    """A pipeline's was ended after a minute."""
+    recipe = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
+    hosts = [host for some in found(recipe, "virtual_hosts") for host in some]
+    routes = [route for host in hosts for route in host["routes"] if "route" in route]
+    streaming = {
+        f"/{service.full_name}/{method.name}"
+        for module in (batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming or method.client_streaming
+    }
+    assert "/llm.v1.PipelineService/StreamPipeline" in streaming
+    for path in streaming:
+        chosen = next(route["route"] for route in routes if matches(route["match"], path))
+        assert chosen["timeout"] == "0s", path
+
+
+def found(recipe: Any, key: str) -> Iterator[Any]:
+    """Yield the values of a key, wherever it is."""
+    for name, value in recipe.items() if isinstance(recipe, dict) else enumerate(recipe):
+        if name == key:
+            yield value
+        if isinstance(value, dict | list):
+            yield from found(value, key)
+
+
+def matches(match: dict[str, Any], path: str) -> bool:
+    if "safe_regex" in match:
+        return re.fullmatch(match["safe_regex"]["regex"], path) is not None
+    return path == match["path"] if "path" in match else path.startswith(match["prefix"])

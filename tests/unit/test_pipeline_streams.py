@@ -88,13 +88,14 @@ def messages_of(
     after: str = "",
     feed: Any = None,
     poll: float = 0.01,
+    keepalive: float = 15,
 ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
     streams = PipelineStreams(
         cast("PipelineReader", reader),
         cast("LiveSteps", None),
         cast("Streams", Outputs()),
         cast("Feed", feed or SilentFeed()),
-        GatewaySettings.model_validate({"poll": poll}),
+        GatewaySettings.model_validate({"poll": poll, "keepalive": keepalive}),
     )
     request = pipeline_pb2.StreamPipelineRequest(pipeline_id=ID, follow=[follow] if follow else [], cursor=after)
     if cursor is not None:
@@ -179,3 +180,12 @@ async def test_a_pipeline_that_is_about_to_end_for_long_is_followed_to_its_end()
         async with asyncio.timeout(60):
             seen = [message.status.state async for message in messages if message.HasField("status")]
     assert seen[-1] == llm_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_quiet_stream_gives_a_sign_of_life_however_often_its_gateway_asks() -> None:
+    """A pipeline that waits for an answer for hours was silent so long, and proxies cut its streams."""
+    async with aclosing(messages_of(Reader(record_of(5)), keepalive=0.05)) as messages:
+        async with asyncio.timeout(10):
+            first, *others = [await anext(messages) for _ in range(3)]
+    assert first.HasField("status")
+    assert [(message.HasField("status"), bool(message.cursor)) for message in others] == [(False, True)] * 2

@@ -126,6 +126,8 @@ class _Reading:
         self._version = -1 if self._again else cursor.version
         self._places = {place.number: place for place in (() if self._again else cursor.places)}
         self._live: Live = {}
+        self._is_first = True
+        self._is_over = False
         self._pieces: deque[_Piece] = deque()
         self._news = asyncio.Event()
         self._pumps: dict[int, asyncio.Task[None]] = {}
@@ -146,40 +148,51 @@ class _Reading:
         self, stopping: asyncio.Event, keepalive: float
     ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
         """Yield the messages but for their cursors. `keepalive` is in seconds."""
-        follower, first = self._follower, True
-        while True:
+        follower, now = self._follower, asyncio.get_running_loop().time
+        due = now() + keepalive
+        while not self._is_over:
             if stopping.is_set():
                 raise shutting_down()
             follower.raise_failure()
             changed = follower.changed
             self._news.clear()
-            # The reader may have seen more at another gateway.
-            if follower.version >= max(self._version, 0) or follower.ended:
-                self._start_pumps()
-                if first or follower.version > self._version or follower.live is not self._live:
-                    for message in self._changes():
-                        yield message
-                    first = False
-                while self._pieces:
-                    yield self._next_delta()
-                if self._has_all_outputs() and follower.ended:
-                    last = pipeline_pb2.StreamPipelineResponse(status=follower.status)
-                    if follower.result is not None:
-                        last.result.CopyFrom(follower.result)
-                    yield last
-                    return
-            if changed is follower.changed and not await self._wait(changed, stopping, keepalive):
+            for message in self._ready():
+                yield message
+                due = now() + keepalive
+            if changed is follower.changed and not self._is_over:
+                await self._wait(changed, stopping, due - now())
+            # The follower has news whenever it has asked, and this reader may have none of them.
+            if now() >= due and not self._is_over:
                 yield pipeline_pb2.StreamPipelineResponse()
+                due = now() + keepalive
 
-    async def _wait(self, changed: asyncio.Event, stopping: asyncio.Event, keepalive: float) -> bool:
-        """Wait for something new; return False if nothing has come in time."""
+    def _ready(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
+        """Yield what there is for the reader now, at last the end."""
+        follower = self._follower
+        # The reader may have seen more at another gateway.
+        if follower.version < max(self._version, 0) and not follower.ended:
+            return
+        self._start_pumps()
+        if self._is_first or follower.version > self._version or follower.live is not self._live:
+            self._is_first = False
+            yield from self._changes()
+        while self._pieces:
+            yield self._next_delta()
+        if self._has_all_outputs() and follower.ended:
+            last = pipeline_pb2.StreamPipelineResponse(status=follower.status)
+            if follower.result is not None:
+                last.result.CopyFrom(follower.result)
+            self._is_over = True
+            yield last
+
+    async def _wait(self, changed: asyncio.Event, stopping: asyncio.Event, seconds: float) -> None:
+        """Wait for something new, for so long at most."""
         waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._news, stopping)]
         try:
-            done, _ = await asyncio.wait(waits, timeout=keepalive, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        return bool(done)
 
     def _changes(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
         """Yield the status and the nodes that the reader does not have, in messages that have room."""
