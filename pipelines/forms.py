@@ -27,8 +27,8 @@ def parsed(path: str, result: llm_pb2.JobResult, text: str, schema: Mapping[str,
         if result.finish_reason == llm_pb2.FINISH_REASON_LENGTH:
             wrong = f"the output was cut after {result.metadata.output_tokens} tokens, so its JSON is incomplete"
         raise StepFailed(path, failure(INVALID_OUTPUT, wrong)) from None
-    if (wrong := _refused(value, schema)) is not None:
-        message = f"the output does not keep the schema, as a provider may not: {wrong}"
+    if (misfits := _refused(value, schema)) is not None:
+        message = f"the output does not keep the schema, as a provider may not: {misfits}"
         raise StepFailed(path, failure(INVALID_OUTPUT, message))
     return value
 
