@@ -7,6 +7,7 @@ from typing import Final
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 
+from jobs.batches import WINDOW_OVER
 from jobs.errors import error_info, make_status
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 
@@ -60,6 +61,8 @@ OUTPUT_TOO_LARGE: Final = "OUTPUT_TOO_LARGE"
 PROGRAM_ERROR: Final = "PROGRAM_ERROR"
 TOO_MANY_STEPS: Final = "TOO_MANY_STEPS"
 TOTAL_TIMEOUT: Final = "TOTAL_TIMEOUT"
+OUT_OF_TIME: Final = frozenset({TOTAL_TIMEOUT, WINDOW_OVER})
+"""Errors of steps that have had all the time of their pipeline. They come as that ends, before or after it."""
 UNKNOWN_PIPELINE: Final = "UNKNOWN_PIPELINE"
 
 _PART: Final = r"[a-z0-9][a-z0-9_-]{0,63}"

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import (
         CANCELLED,
         INCOMPLETE,
+        OUT_OF_TIME,
         PROGRAM_ERROR,
         STEP_STATES,
         TOTAL_TIMEOUT,
@@ -156,7 +157,7 @@ class LLMPipelineWorkflow:
         await self._cancellation.wait(program.done)
         await self._end_open_steps()
         self._take_outcome(program)
-        late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) == TOTAL_TIMEOUT
+        late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) in OUT_OF_TIME
         if not stopped and not late:
             return llm_pb2.JOB_STATE_SUCCEEDED if self._error is None else llm_pb2.JOB_STATE_FAILED
         self._result = self._error = None
@@ -204,8 +205,7 @@ class LLMPipelineWorkflow:
     def _code(self) -> tuple[Registered, Message]:
         """Return what is registered, and the input. Raises StepFailed."""
         request = with_defaults(self._run.pipeline, self._run.options.defaults)
-        found = REGISTERED.get(name_of(request))
-        if found is None:
+        if (found := REGISTERED.get(name_of(request))) is None:
             error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
             raise StepFailed("", error)
         spec = found.spec()

@@ -245,7 +245,7 @@ async def test_json_of_another_form_than_asked_for_is_a_failed_step_that_may_be_
     assert len(runs) == 2
     await follow(clients.pipelines, id_)
     critique = {"score": "9", "strengths": [], "weaknesses": [], "suggestions": [], "facts_doubtful": False}
-    pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id="formless")
+    pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id="formless-critique")
     pipeline.refine.topic = f"rain[[when Criticise: {json.dumps(critique)}]]"
     seen = await follow(clients.pipelines, (await submit(clients.pipelines, pipeline)).pipeline_id)
     assert reason_of(seen.status.root.error) == "INVALID_OUTPUT"
