@@ -109,7 +109,10 @@ def read(path: Path, field: str, max_documents: int) -> Iterator[Document]:
 
 def _document(number: int, line: bytes) -> Document:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        # Of bytes json would take UTF-16 as well.
+        raise Invalid(f"is no UTF-8 from byte {error.start} on") from None
     except (ValueError, RecursionError):
         raise Invalid("is no JSON") from None
     if not isinstance(value, dict) or ("text" in value) == ("messages" in value):

@@ -224,7 +224,8 @@ def test_everything_that_decides_the_weights_is_in_the_recipe() -> None:
         (b'{"text": "a", "messages": []}\n', None, training.INVALID_DATASET, "either"),
         (b"[" * 100_000 + b"\n", None, training.INVALID_DATASET, "line 1 is no JSON"),
         (b'{"text": "A  b"}\n{"text": "a B"}\n', None, training.INVALID_DATASET, "fewer than two"),
-        (b"\xff\n", None, training.INVALID_DATASET, "line 1 is no JSON"),
+        (b'{"text": "\xff"}\n', None, training.INVALID_DATASET, "line 1 is no UTF-8 from byte 10 on"),
+        ('{"text": "a"}\n'.encode("utf-16-be"), None, training.INVALID_DATASET, "line 1 is no JSON"),
         (
             json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode(),
             None,
