@@ -2876,6 +2876,8 @@ class BatchRecord(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    BEGUN_CHUNKS_FIELD_NUMBER: _builtins.int
+    WRITTEN_CHUNKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> _batch_pb2.BatchStatus:
         """The status. counts and usage are those of ended chunks."""
@@ -2888,16 +2890,28 @@ class BatchRecord(_message.Message):
     def options(self) -> Global___BatchOptions:
         """The options, by which chunks are numbered."""
 
+    @_builtins.property
+    def begun_chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedChunk]:
+        """Chunks that have not ended, with what their earlier activities have done. The heartbeat of the present one, if there is one,
+        may hold more.
+        """
+
+    @_builtins.property
+    def written_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The chunks of the last manifest. An older description of the workflow may still have them as running."""
+
     def __init__(
         self,
         *,
         status: _batch_pb2.BatchStatus | None = ...,
         progress: Global___BatchProgress | None = ...,
         options: Global___BatchOptions | None = ...,
+        begun_chunks: _abc.Iterable[Global___EndedChunk] | None = ...,
+        written_chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_chunks", b"begun_chunks", "options", b"options", "progress", b"progress", "status", b"status", "written_chunks", b"written_chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,6 +97,12 @@ class Chunks:
         """Whether no chunk runs or waits."""
         return not self._running
 
+    @property
+    def begun(self) -> list[internal_pb2.EndedChunk]:
+        """The chunks that run or wait, as their earlier activities have left them."""
+        known = [(number, running.result) for number, running in self._running.items()]
+        return [internal_pb2.EndedChunk(chunk=number, result=result) for number, result in known if result.done]
+
     def has_news(self) -> bool:
         """Return whether a chunk has ended, or the last one was ended."""
         idle = not self._running and not self._leases.lacking

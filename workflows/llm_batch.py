@@ -71,6 +71,8 @@ class LLMBatchWorkflow:
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None
         self._unfinished: list[int] = []
+        self._chunks: Chunks | None = None
+        self._written: list[int] = []
 
     @workflow.run
     @one_input
@@ -95,7 +97,13 @@ class LLMBatchWorkflow:
     @workflow.query(name=names.QUERY_GET_RECORD)
     def get_record(self) -> internal_pb2.BatchRecord:
         """Return what is known here: counts and usage are those of ended chunks."""
-        return internal_pb2.BatchRecord(status=self._now(), progress=self._progress, options=self._run.options)
+        return internal_pb2.BatchRecord(
+            status=self._now(),
+            progress=self._progress,
+            options=self._run.options,
+            begun_chunks=self._chunks.begun if self._chunks is not None else (),
+            written_chunks=self._written,
+        )
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> internal_pb2.DeliveryState:
@@ -153,6 +161,7 @@ class LLMBatchWorkflow:
     async def _run_chunks(self) -> None:
         """Run the chunks until all have ended or the batch has to stop. May continue as a new run."""
         chunks, full = Chunks(self._run, self._id, self._tenant), False
+        self._chunks = chunks
         recent = self._run.options.manifest_chunks or batches.MANIFEST_CHUNKS
         leasing: asyncio.Task[internal_pb2.LeaseResponse] | None = None
         while not chunks.finished() and not self._is_over():
@@ -206,6 +215,7 @@ class LLMBatchWorkflow:
         manifest = await self._finish(writing)
         # No await between the two: whoever asks must see each chunk once.
         progress.manifests.append(manifest)
+        self._written = [chunk.chunk for chunk in request.manifest.chunks]
         del progress.recent[: len(request.manifest.chunks)]
 
     async def _merge(self) -> None:

@@ -357,6 +357,10 @@ async def test_a_batch_of_two_thousand_lines_has_a_small_history(stubs: Stubs, t
     # Steps that take minutes keep no other step waiting.
     assert {queues[name] for name in ("PlanBatch", "MergeBatch")} == {f"{names.WORKFLOW_QUEUE}.batches"}
     assert queues["CleanBatch"] == names.WORKFLOW_QUEUE
+    handle = temporal.get_workflow_handle(created.batch_id)
+    record = await handle.query(names.QUERY_GET_RECORD, result_type=internal_pb2.BatchRecord)
+    assert record.written_chunks
+    assert not record.begun_chunks
     listed = await stubs.batches.ListBatches(batch_pb2.ListBatchesRequest(user_id="long"), timeout=PATIENCE)
     assert [found.batch_id for found in listed.batches] == [created.batch_id]
 

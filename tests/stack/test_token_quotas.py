@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import Int32Value
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
-from jobs import errors
+from jobs import errors, names
 from jobs.ids import ledger_workflow_id
 from llm_pb import batch_pb2, llm_pb2
 from tests.support.batches import Stubs
@@ -242,7 +242,9 @@ async def test_a_terminated_job_counts_with_all_that_it_reserved(temporal: Clien
     assert isinstance(answer, grpc.aio.AioRpcError)
 
 
-async def test_batches_without_a_budget_use_no_more_than_the_day_has(gateways: list[TenantGateway]) -> None:
+async def test_batches_without_a_budget_use_no_more_than_the_day_has(
+    temporal: Client, gateways: list[TenantGateway]
+) -> None:
     """Two at two gateways lease what their lines need, and wait where the day has no more. Others get their share."""
     stub, lines = gateways[0].of("tokens-batches"), long_lines(6, 20)
     both = [batches_of(gateway, "tokens-batches") for gateway in gateways]
@@ -252,10 +254,17 @@ async def test_batches_without_a_budget_use_no_more_than_the_day_has(gateways: l
             await asyncio.sleep(0.1)
     assert sum(quota) <= LIMIT
     assert isinstance(await submit(stub, waiting(20)), grpc.aio.AioRpcError)
+    # What has ended is counted and can be read while its part of the batch waits.
+    counted = 0
+    for stubs, status in zip(both, created, strict=True):
+        await until_nothing_runs(temporal, status.batch_id)
+        waits = await stubs.get(status.batch_id)
+        counted += waits.usage.output_tokens
+        await read_some(stubs, status.batch_id, waits.counts.succeeded)
     await asyncio.gather(*(stubs.cancel(status.batch_id) for stubs, status in zip(both, created, strict=True)))
     ended = await asyncio.gather(*(stubs.end(status.batch_id) for stubs, status in zip(both, created, strict=True)))
     spent = sum(status.usage.output_tokens for status in ended)
-    assert 0 < spent <= LIMIT
+    assert 0 < spent == counted <= LIMIT
     assert {status.state for status in ended} == {batch_pb2.BATCH_STATE_CANCELLED}
     async with asyncio.timeout(PATIENCE):
         while await usage(stub) != (spent, 0):  # noqa: ASYNC110
@@ -291,6 +300,27 @@ async def test_the_steps_of_a_pipeline_wait_where_the_day_has_no_more(gateway: T
             await asyncio.sleep(0.1)
         while await usage(stub) != (LIMIT // 8 * 8, 0):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+async def until_nothing_runs(temporal: Client, batch_id: str) -> None:
+    """Return once no part of a batch runs or waits for a worker."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            described = await temporal.get_workflow_handle(batch_id).describe()
+            pending = described.raw_description.pending_activities
+            if all(one.activity_type.name != names.ACTIVITY_RUN_BATCH_CHUNK for one in pending):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def read_some(stubs: Stubs, batch_id: str, least: int) -> None:
+    """Read so many results of a batch that has not ended."""
+    found = 0
+    request = batch_pb2.StreamBatchResultsRequest(batch_id=batch_id)
+    call = stubs.batches.StreamBatchResults(request, timeout=PATIENCE)
+    while found < least:
+        found += len((await call.read()).items)
+    call.cancel()
 
 
 def batches_of(gateway: TenantGateway, tenant: str) -> Stubs:

@@ -1,17 +1,19 @@
 """The status of a batch whose workflow does not answer."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from jobs import names
 from llm_pb import batch_pb2, internal_pb2
 from payload_converter import data_converter
 from services.gateway.batches.reader import BatchReader
@@ -30,8 +32,9 @@ class Workflow:
 
     data_converter = data_converter
 
-    def __init__(self) -> None:
+    def __init__(self, record: internal_pb2.BatchRecord = COUNTED) -> None:
         self.fails = False
+        self.record = record
 
     async def fetch_history_events(self, **_: Any) -> AsyncIterator[HistoryEvent]:
         for _number in range(3):
@@ -44,11 +47,11 @@ class Workflow:
     async def query(self, *_: Any, **__: Any) -> internal_pb2.BatchRecord:
         if self.fails:
             raise RPCError("the task is in a failed state", RPCStatusCode.FAILED_PRECONDITION, b"")
-        return COUNTED
+        return self.record
 
 
-def described(length: int, run: str = "a") -> WorkflowExecutionDescription:
-    raw = DescribeWorkflowExecutionResponse()
+def described(length: int, run: str = "a", pending: Sequence[PendingActivityInfo] = ()) -> WorkflowExecutionDescription:
+    raw = DescribeWorkflowExecutionResponse(pending_activities=pending)
     raw.workflow_execution_info.first_run_id = "a"
 
     async def memo_value(_: str, default: Any = None) -> Any:
@@ -89,3 +92,61 @@ async def test_a_gateway_that_has_not_seen_the_counts_says_that_the_batch_does_n
         assert raised.value.status.message == "the batch does not answer; call again"
     new = (await reader_of(workflow).view_of(described(3))).record.status
     assert new.state == batch_pb2.BATCH_STATE_VALIDATING
+
+
+def has_done(items: int, running: int = 0) -> internal_pb2.ChunkResult:
+    """Return what a chunk says that has done its first items, each with ten tokens."""
+    result = internal_pb2.ChunkResult(done=(2**items - 1).to_bytes(2, "little"))
+    result.counts.succeeded, result.counts.running = items, running
+    result.usage.output_tokens = 10 * items
+    return result
+
+
+async def activity_of(chunk: int, beat: internal_pb2.ChunkResult | None) -> PendingActivityInfo:
+    info = PendingActivityInfo(
+        activity_id=f"chunk-{chunk}-1", state=PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    )
+    info.activity_type.name = names.ACTIVITY_RUN_BATCH_CHUNK
+    if beat is not None:
+        info.heartbeat_details.payloads.extend(await data_converter.encode([beat]))
+    return info
+
+
+@pytest.mark.parametrize(
+    ("beat", "expected"),
+    [
+        # It waits for a lease: no activity runs.
+        ("none", (5, 0)),
+        # A worker has it, or not yet, and says nothing.
+        (None, (5, 0)),
+        # The heartbeat is the earlier activity's, of a description that is older than the answer of the workflow.
+        (has_done(3, running=2), (5, 2)),
+        (has_done(7, running=2), (7, 2)),
+    ],
+)
+async def test_what_a_chunk_has_done_stays_while_it_waits_for_its_next_activity(
+    beat: internal_pb2.ChunkResult | str | None, expected: tuple[int, int]
+) -> None:
+    record = internal_pb2.BatchRecord()
+    record.CopyFrom(COUNTED)
+    record.begun_chunks.add(chunk=2, result=has_done(5, running=1))
+    pending = [] if isinstance(beat, str) else [await activity_of(2, beat)]
+    view = await reader_of(Workflow(record)).view_of(described(50, pending=pending))
+    done, runs = expected
+    counts = view.record.status.counts
+    assert (counts.total, counts.succeeded, counts.running) == (9, 4 + done, runs)
+    assert view.record.status.usage.output_tokens == 10 * done
+    # StreamBatchResults reads from here.
+    assert [(chunk.ended.chunk, chunk.ended.result.counts.succeeded) for chunk in view.pending] == [(2, done)]
+
+
+async def test_a_chunk_that_has_ended_since_the_description_counts_once() -> None:
+    """Whether its end is in the answer of the workflow, or in a manifest by now."""
+    record = internal_pb2.BatchRecord()
+    record.CopyFrom(COUNTED)
+    record.progress.recent.add(chunk=1)
+    record.written_chunks.append(0)
+    pending = [await activity_of(chunk, has_done(3)) for chunk in range(3)]
+    view = await reader_of(Workflow(record)).view_of(described(50, pending=pending))
+    assert view.record.status.counts.succeeded == 4 + 3
+    assert [chunk.ended.chunk for chunk in view.pending] == [2]

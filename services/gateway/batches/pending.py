@@ -1,5 +1,6 @@
 """The chunks of a batch that run or wait, from Temporal's description of its workflow."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from temporalio.api.enums.v1 import PendingActivityState
@@ -14,7 +15,7 @@ class PendingChunk(NamedTuple):
     """A chunk that has not ended."""
 
     ended: internal_pb2.EndedChunk
-    """What it has done by its last heartbeat."""
+    """What it has done, as far as Temporal knows."""
     runs: bool
     """Whether a worker has it."""
 
@@ -36,3 +37,18 @@ async def pending_chunks(description: WorkflowExecutionDescription, converter: D
         waits = item.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
         found.append(PendingChunk(chunk, not waits))
     return sorted(found, key=lambda pending: pending.ended.chunk)
+
+
+def with_earlier(pending: Iterable[PendingChunk], begun: Iterable[internal_pb2.EndedChunk]) -> list[PendingChunk]:
+    """Return the chunks by number, each with the most that it is known to have done.
+
+    `begun` is what earlier activities have done. A chunk has none now while it waits for a lease, and the present one
+    has sent no heartbeat yet while it waits for a worker.
+    """
+    found = {chunk.ended.chunk: chunk for chunk in pending}
+    for earlier in begun:
+        present = found.get(earlier.chunk, PendingChunk(internal_pb2.EndedChunk(), runs=False))
+        ended = internal_pb2.EndedChunk(chunk=earlier.chunk, result=batches.later(present.ended.result, earlier.result))
+        ended.result.counts.running = present.ended.result.counts.running
+        found[earlier.chunk] = PendingChunk(ended, present.runs)
+    return [found[number] for number in sorted(found)]

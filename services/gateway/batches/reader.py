@@ -21,7 +21,7 @@ from llm_pb import batch_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
-from services.gateway.batches.pending import PendingChunk, pending_chunks
+from services.gateway.batches.pending import PendingChunk, pending_chunks, with_earlier
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import batch_not_found
 from services.gateway.job_traces import traceparent_of
@@ -114,21 +114,11 @@ class BatchReader:
             bare = await bare_status(description)
             record.status.state = bare.state
             record.status.end_time.CopyFrom(bare.end_time)
-            return BatchView(record, ())
+            return _view(record, ())
         record = await self._ask(description)
-        # A chunk may have ended between the two answers. The record then has it.
-        known = {chunk.chunk for chunk in record.progress.recent}
-        chunks = await pending_chunks(description, self._client.data_converter)
-        pending = [chunk for chunk in chunks if chunk.ended.chunk not in known]
-        status = record.status
-        for chunk in pending:
-            result = chunk.ended.result
-            batches.add_counts(status.counts, result.counts)
-            if batches.done_count(result):
-                batches.add_usage(status.usage, result.usage)
-            status.counts.running += result.counts.running if chunk.runs else 0
-        self._add_rate(status)
-        return BatchView(record, pending)
+        view = _view(record, await pending_chunks(description, self._client.data_converter))
+        self._add_rate(record.status)
+        return view
 
     async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.BatchRecord:
         """Return the record as the workflow has it. The caller may change it."""
@@ -174,6 +164,21 @@ class BatchReader:
         if (pace := (ended - items) / seconds) > 0:
             left = timedelta(seconds=(status.counts.total - ended) / pace)
             status.estimated_end_time.FromDatetime(datetime.now(UTC) + min(left, timedelta(days=3650)))
+
+
+def _view(record: internal_pb2.BatchRecord, chunks: Sequence[PendingChunk]) -> BatchView:
+    """Return the view of a batch that has not ended, and add to its status what its chunks have done."""
+    # A chunk may have ended after it was seen as pending. The record then has it.
+    known = {*(chunk.chunk for chunk in record.progress.recent), *record.written_chunks}
+    pending = [chunk for chunk in with_earlier(chunks, record.begun_chunks) if chunk.ended.chunk not in known]
+    status = record.status
+    for chunk in pending:
+        result = chunk.ended.result
+        batches.add_counts(status.counts, result.counts)
+        if batches.done_count(result):
+            batches.add_usage(status.usage, result.usage)
+        status.counts.running += result.counts.running if chunk.runs else 0
+    return BatchView(record, pending)
 
 
 async def ended_record(execution: WorkflowExecution) -> internal_pb2.BatchRecord | None:
