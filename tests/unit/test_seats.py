@@ -12,6 +12,7 @@ from temporalio.testing import ActivityEnvironment
 
 from jobs.errors import EngineFailed
 from llm_pb import common_pb2, internal_pb2, llm_pb2
+from services.gpu_worker.batch.item_attempt import ItemWaits
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.seat_waits import SeatWaits
 from services.gpu_worker.seats import Seat, Seats
@@ -228,3 +229,26 @@ async def test_an_attempt_that_has_waited_leaves_in_time_although_it_finds_a_sea
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(environment.info, start_to_close_timeout=timedelta(seconds=1))
     await environment.run(attempt_of_an_activity)
+
+
+async def test_the_time_of_an_item_stands_still_while_it_is_paused(present: ExitStack) -> None:
+    """Its limit goes on with what was left. A batch may be paused for longer than an attempt may take."""
+    seats, request = Seats(1, 0), internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=BACKGROUND))
+    seat, resumed = present.enter_context(seats.attempt(request, item=True)), asyncio.Event()
+
+    async def attempt_at_item() -> None:
+        async with asyncio.timeout(0.5) as limit:
+            waits = ItemWaits(Attempting(), seat, limit)  # type: ignore[arg-type]
+            await waits.take_seat()
+            urgent = attempt(seats, HIGH, 0, present)
+            assert seat.leaving
+            waits.pause()
+            # Only time shows that a timer does not run.
+            asyncio.get_running_loop().call_later(0.8, urgent.free)
+            await waits.take_seat()
+            resumed.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await attempt_at_item()
+    assert resumed.is_set()

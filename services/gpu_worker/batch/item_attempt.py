@@ -1,5 +1,6 @@
 """One attempt at an item of a batch: an attempt at a job whose output is published in larger pieces, for no watcher."""
 
+import asyncio
 from typing import Any, Final
 
 from jobs.errors import Cancelled, JobError, WorkerLost
@@ -61,16 +62,25 @@ class ItemAttempt(Attempt):
 class ItemWaits:
     """The waits of an item for its seat. They have no end of their own: see ChunkRun."""
 
-    def __init__(self, attempt: ItemAttempt, seat: Seat) -> None:
+    def __init__(self, attempt: ItemAttempt, seat: Seat, limit: asyncio.Timeout) -> None:
+        """`limit` ends the attempt after its maximum duration, of which the waits are no part."""
         self.seat = seat
         self._attempt = attempt
+        self._limit = limit
 
     async def take_seat(self) -> None:
         """See Waits."""
         if self.seat.taken or self.seat.ask():
             return
         await self._attempt.enter(PAUSED)
+        now, end = asyncio.get_running_loop().time, self._limit.when()
+        if end is None or self._limit.expired():
+            await self.seat.wait(None)
+            return
+        left = end - now()
+        self._limit.reschedule(None)
         await self.seat.wait(None)
+        self._limit.reschedule(now() + left)
 
     def pause(self) -> None:
         """See Waits."""

@@ -157,8 +157,9 @@ class ItemRunner:
         """Run one attempt; return its finish reason or its error. What it made is published."""
         error: JobError
         try:
-            async with asyncio.timeout(seconds):
-                reason = await self._jobs.generate(attempt, ItemWaits(attempt, item.seat), first=item.log.is_new)
+            async with asyncio.timeout(seconds) as limit:
+                waits = ItemWaits(attempt, item.seat, limit)
+                reason = await self._jobs.generate(attempt, waits, first=item.log.is_new)
             attempt.close(None)
         except asyncio.CancelledError:
             if item.hung and self.stop is None:
