@@ -193,6 +193,8 @@ class RunLLMOnGPU:
             # The worker's engine is dead, but the job has not been tried.
             raise WorkerShutdown(f"the worker cannot load its model: {error}") from error
         if job.HasField("prompt_file"):
+            # An item of a batch has one. While the store is away others use it.
+            waits.seat.free()
             await attempt.enter(LOADING)
             job.prompt = await self._prompts.read(job.prompt_file, activity.info().workflow_id or "")
             job.ClearField("prompt_file")
