@@ -83,7 +83,7 @@ def concurrent_items(
 ) -> int:
     """Return how many items of one chunk may run at the same time. 0: what the worker has free."""
     if watched:
-        return -(-(options.max_watched or MAX_WATCHED) // WATCHED_CHUNKS)
+        return max((options.max_watched or MAX_WATCHED) // WATCHED_CHUNKS, 1)
     return max(batch.max_concurrent // max_chunks(options, batch), 1) if batch.max_concurrent else 0
 
 

@@ -233,9 +233,10 @@ async def test_a_cancel_keeps_what_was_generated(chunks: ChunkStack) -> None:
 
 
 async def test_the_end_of_the_window_keeps_what_was_generated(chunks: ChunkStack) -> None:
+    """Of no more items than the batch allows at a time, although the worker has more seats."""
     lines = four_short_lines()
-    async with worker(chunks, seats=8, speed=50):
-        (request,) = await chunks.requests(lines)
+    async with worker(chunks, seats=16, speed=50):
+        (request,) = await chunks.requests(lines, max_concurrent=8)
         request.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=5))
         (result,) = await chunks.run([request])
     await assert_stopped(chunks, result, lines, llm_pb2.JOB_STATE_TIMED_OUT, "WINDOW_OVER")

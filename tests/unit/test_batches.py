@@ -21,6 +21,7 @@ from batches.plan import PlanWriter, plan_range, read_count, read_records
 from batches.results import LostItem, OutputLine, invalid_input, joined, to_line
 from batches.rules import check_create
 from batches.segments import DamagedSegment, merge, merged_pieces, read_segment, to_segment
+from jobs import batches
 from jobs.errors import Cancelled, EngineFailed, RunTimeout, to_status
 from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, tenant_of
@@ -192,6 +193,19 @@ def test_limits() -> None:
     good, long = read(text_of(ours("a"), ours("b", prompt="x" * 100)), line_bytes=60, piece=7)
     assert not good.problems
     assert long.problems[0].description.endswith("at most 60 fit")
+
+
+def test_all_parts_together_run_no_more_items_than_the_batch_allows() -> None:
+    for most in range(1, 300):
+        batch = batch_pb2.BatchRequest(max_concurrent=most)
+        for options in (internal_pb2.BatchOptions(), internal_pb2.BatchOptions(max_chunks=3)):
+            each = batches.concurrent_items(options, batch)
+            assert 0 < each * batches.max_chunks(options, batch) <= most
+    # The least that the operator can set.
+    for most in range(4, 300):
+        options = internal_pb2.BatchOptions(max_watched=most)
+        each = batches.concurrent_items(options, batch_pb2.BatchRequest(max_concurrent=1), watched=True)
+        assert 0 < each * batches.WATCHED_CHUNKS <= most
 
 
 def test_the_first_hundred_bad_fields_of_an_input_are_named() -> None:

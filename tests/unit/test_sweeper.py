@@ -1,11 +1,13 @@
-"""The sweeper of the store goes on after whatever ends one of its sweeps."""
+"""The sweepers of the store go on after whatever ends one of their sweeps."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
+from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.files.removal import Sweeper
 from services.gateway.settings import GatewaySettings
 from store.store import ListedObject, StoredObject
@@ -45,12 +47,29 @@ class _Broken:
             yield item
 
 
+class _Temporal:
+    """A client whose Temporal has no batches."""
+
+    async def list_workflows(self, query: str) -> AsyncGenerator[Any, None]:
+        for item in ():
+            yield item
+
+
+SETTINGS = GatewaySettings(file_sweep_interval=timedelta(milliseconds=10))
+
+
+@pytest.mark.parametrize("of", ["files", "batches"])
 async def test_an_error_that_nobody_expects_is_logged_and_the_next_sweep_comes(
-    caplog: pytest.LogCaptureFixture,
+    of: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The gateway would end with its sweeper."""
     store = _Broken()
-    settings = GatewaySettings(file_sweep_interval=timedelta(milliseconds=10))
-    sweeping = asyncio.create_task(Sweeper(store, None, None, settings).keep_sweeping())  # type: ignore[arg-type]
+    sweeper: Sweeper | BatchSweeper = (
+        Sweeper(store, None, None, SETTINGS)  # type: ignore[arg-type]
+        if of == "files"
+        else BatchSweeper(_Temporal(), store, SETTINGS)  # type: ignore[arg-type]
+    )
+    sweeping = asyncio.create_task(sweeper.keep_sweeping())
     waiting = asyncio.create_task(store.listed_again.wait())
     await asyncio.wait({sweeping, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert not sweeping.done(), "the sweeper has ended"

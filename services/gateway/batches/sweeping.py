@@ -40,6 +40,8 @@ class BatchSweeper:
             except (StoreUnavailable, RPCError) as error:
                 # The next sweep looks at everything again.
                 _log.warning("the sweep of batches has not come to its end: %r", error)
+            except Exception:  # noqa: BLE001  # whatever it was, the gateway has to go on
+                _log.exception("the sweep of batches has failed")
 
     async def sweep(self) -> int:
         """Remove old objects of unknown batches; return how many. Raises StoreUnavailable, RPCError.
