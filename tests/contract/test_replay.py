@@ -289,3 +289,16 @@ async def test_code_that_is_not_deterministic_is_found() -> None:
 async def test_a_change_that_breaks_running_jobs_is_found() -> None:
     with pytest.raises(NondeterminismError):
         await replayer(NotifiesFirst).replay_workflow(read(HISTORIES / "succeeded.v1.json"))
+
+
+async def test_a_batch_begins_no_part_once_temporal_suggests_a_new_run() -> None:
+    """It would do so at the end of a run: a batch of a million lines has more parts than one history holds."""
+    path = HISTORIES / "batch-succeeded.v5.json"
+    suggested = read.__wrapped__(path)
+    for event in suggested.events:
+        if event.HasField("workflow_task_started_event_attributes"):
+            event.workflow_task_started_event_attributes.suggest_continue_as_new = True
+    replaying = replayer(LLMBatchWorkflow, runner=UnsandboxedWorkflowRunner())
+    await replaying.replay_workflow(read(path))
+    with pytest.raises(NondeterminismError):
+        await replaying.replay_workflow(suggested)

@@ -1,12 +1,16 @@
 """Batches by the Python client, the command line and OpenAI's own client."""
 
+import asyncio
+import hashlib
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -17,11 +21,13 @@ from durable_llm import AsyncClient
 from durable_llm.batch_errors import BatchNotFound
 from durable_llm.cli._exits import Exit
 from durable_llm.errors import InvalidRequest
+from jobs.ids import file_id
 from llm_pb import batch_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.stack.test_openai import openai_client as connected
 from tests.support.batches import by_index, lines_of, running, to_jsonl
-from tests.support.commands import Ended, run
-from tests.support.files import until
+from tests.support.commands import Ended, run, start
+from tests.support.files import PATIENCE, until, until_committed
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +42,26 @@ async def openai_client(stack: Stack) -> AsyncIterator[AsyncOpenAI]:
         yield client
 
 
+USER = "batcher"
+
+
 async def cli(stack: Stack, *arguments: str) -> Ended:
     command = (sys.executable, "-m", "durable_llm", *arguments)
-    return await run(*command, DURABLE_LLM_USER="batcher", DURABLE_LLM_ADDRESS=stack.address("gateway"))
+    return await run(*command, DURABLE_LLM_USER=USER, DURABLE_LLM_ADDRESS=stack.address("gateway"))
+
+
+async def begin(stack: Stack, *arguments: str, until: str = "") -> asyncio.subprocess.Process:
+    """Start the command, and return once it has said `until`."""
+    command = (sys.executable, "-m", "durable_llm", *arguments)
+    process = await start(*command, DURABLE_LLM_USER=USER, DURABLE_LLM_ADDRESS=stack.address("gateway"))
+    assert process.stderr is not None
+    said = ""
+    async with asyncio.timeout(PATIENCE):
+        while until not in said:
+            more = (await process.stderr.readline()).decode()
+            assert more, f"the command has ended: {said}"
+            said += more
+    return process
 
 
 async def test_the_client_starts_follows_and_reads_a_batch(
@@ -113,6 +136,35 @@ async def test_the_command_runs_a_batch_and_comes_back_to_it(
     cancelled = await cli(stack, "batch", "cancel", batch_id)
     assert cancelled.output.strip() == f"{batch_id} SUCCEEDED"
     assert (await cli(stack, "batch", "get", "llmbatch-nobody-nothing")).status == 3
+
+
+async def test_the_command_may_be_killed_at_any_moment(temporal: TemporalClient, stack: Stack, tmp_path: Path) -> None:
+    """The same command comes back to the upload, and to the batch. Nothing runs twice."""
+    lines, output = tmp_path / "lines.jsonl", tmp_path / "output.jsonl"
+    # Blank lines are no items. The upload of so many takes a moment.
+    lines.write_bytes(to_jsonl(lines_of(16)) + 16 * (1_000_000 * b" " + b"\n"))
+    arguments = ("batch", "run", str(lines), str(output))
+    uploaded = file_id(USER, f"sha256-{hashlib.sha256(lines.read_bytes()).hexdigest()}")
+    async with running(temporal, stack.state_dir, hold_after=5) as engine:
+        uploading = await begin(stack, *arguments)
+        async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+            await until_committed(FileServiceStub(channel), uploaded, 1)
+        uploading.kill()
+        await uploading.communicate()
+        following = await begin(stack, *arguments, until="RUNNING")
+        following.kill()
+        await following.communicate()
+        interrupted = await begin(stack, *arguments, until="RUNNING")
+        interrupted.send_signal(signal.SIGINT)
+        _, errors = await interrupted.communicate()
+        assert interrupted.returncode == Exit.INTERRUPTED
+        assert "The same command comes back to it." in errors.decode()
+        assert not output.exists()
+        engine.go_on.set()
+        ended = await cli(stack, *arguments)
+    assert ended.status == 0, ended.errors
+    assert len(output.read_bytes().splitlines()) == 16
+    assert engine.attempts == [(0, 0)]
 
 
 def openai_lines(count: int) -> list[dict[str, Any]]:

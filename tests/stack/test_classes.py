@@ -11,15 +11,19 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from temporalio import activity
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import RateLimit, TaskQueue
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateTaskQueueConfigRequest
 from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.worker import Worker
 
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import common_pb2, llm_pb2
+from jobs.application_errors import to_attempt_error
+from jobs.errors import WorkerShutdown
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime import scopes
 from tests.support.credentials import CallsAs, KeyFile
@@ -129,6 +133,35 @@ async def test_a_jobs_own_limits_hold_in_every_class(stub: LlmServiceStub) -> No
     late = new_job(model="idle", job_class=BACKGROUND, timeouts={"queue": Duration(seconds=13 * 3600)})
     error = await refusal(submit(stub, late))
     assert [one.field for one in details_of(error)["BadRequest"].field_violations] == ["job.timeouts.queue"]
+
+
+class Crowded:
+    """A worker that has a seat for a job at its last try alone."""
+
+    def __init__(self, pauses: int) -> None:
+        self._pauses = pauses
+
+    @activity.defn(name=names.ACTIVITY_RUN)
+    async def run(self, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
+        """Hand the job over as a worker without a seat does, or finish it."""
+        metadata = llm_pb2.ResultMetadata(attempts=1, pauses=request.unseated, engine_time=Duration(seconds=1))
+        result = llm_pb2.JobResult(metadata=metadata, finish_reason=llm_pb2.FINISH_REASON_STOP)
+        attempt = result.attempts.add(attempt=1, end=llm_pb2.ATTEMPT_END_FINISHED)
+        attempt.start_time.GetCurrentTime()
+        if request.unseated < self._pauses:
+            attempt.end = llm_pb2.ATTEMPT_END_PAUSED
+            raise to_attempt_error(WorkerShutdown("the seats of the worker are taken"), result)
+        return result
+
+
+async def test_a_job_may_pause_more_often_than_it_may_be_handed_over(temporal: Client, stub: LlmServiceStub) -> None:
+    """A hundred workers may have to stop while they run a job. Pauses are none of them, and use up no attempt."""
+    pauses = 101
+    async with Worker(temporal, task_queue=f"{IDLE_QUEUE}.background", activities=[Crowded(pauses).run]):
+        id_ = await submit(stub, new_job(model="idle", job_class=BACKGROUND))
+        seen = await watch(stub, id_)
+    assert (seen.states[-1], seen.final.status.attempt) == ("SUCCEEDED", 1)
+    assert seen.final.result.metadata.pauses == pauses
 
 
 async def test_the_operators_limits_hold_in_every_class(stack: Stack, temporal: Client) -> None:

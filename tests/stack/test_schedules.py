@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from temporalio.client import Client
+from temporalio.client import Client, ScheduleOverlapPolicy
 
 from deploy.local.stack import Stack
 from jobs.ids import workflow_id
@@ -37,7 +37,8 @@ def at(time: datetime) -> Timestamp:
 async def test_jobs_start_on_time_and_have_ids_of_their_times(
     schedules: ScheduleServiceStub, stub: LlmServiceStub
 ) -> None:
-    schedule = new_schedule(times=every(2))
+    # The delay of a run changes no nominal time.
+    schedule = new_schedule(times=every(2, jitter={"seconds": 1}))
     id_ = await create(schedules, schedule)
     assert id_ == f"llmschedule-{schedule.user_id.replace('-', '--')}-{schedule.request_id}"
     status = await until(schedules, id_, lambda status: len(ended(status)) >= 2)
@@ -181,6 +182,57 @@ async def test_a_backfill_has_the_ids_of_its_times_and_runs_none_twice(
         await schedules.BackfillSchedule(request)
     (violation,) = details_of(error.value)["BadRequest"].field_violations
     assert violation.field == "end_time"
+    await delete(schedules, id_)
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [
+        # On the 29th of March 2026 the clock goes from 02:00 to 03:00.
+        ("2026-03-28/2026-03-30", ["2026-03-28T01:30:00Z", "2026-03-30T00:30:00Z"]),
+        # On the 25th of October it goes from 03:00 back to 02:00.
+        ("2026-10-24/2026-10-26", ["2026-10-24T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-26T01:30:00Z"]),
+    ],
+)
+async def test_times_are_those_of_the_zone_when_its_clocks_change(
+    schedules: ScheduleServiceStub, days: str, expected: list[str]
+) -> None:
+    """A time that does not exist has no run. One that comes twice has one, at the second time."""
+    schedule = new_schedule(times={"cron": ["30 2 * * *"], "time_zone": "Europe/Berlin"})
+    id_ = await create(schedules, schedule, paused=True)
+    first, last = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in days.split("/"))
+    request = schedule_pb2.BackfillScheduleRequest(
+        schedule_id=id_, start_time=at(first), end_time=at(last + timedelta(hours=12))
+    )
+    assert (await schedules.BackfillSchedule(request)).times == len(expected)
+    status = await until(schedules, id_, lambda status: len(ended(status)) == len(expected))
+    assert [run.nominal_time.ToJsonString() for run in status.recent_runs] == expected
+    await delete(schedules, id_)
+
+
+@pytest.mark.parametrize(
+    ("policy", "of_temporal"),
+    [
+        (schedule_pb2.OVERLAP_POLICY_UNSPECIFIED, ScheduleOverlapPolicy.SKIP),
+        (schedule_pb2.OVERLAP_POLICY_SKIP, ScheduleOverlapPolicy.SKIP),
+        (schedule_pb2.OVERLAP_POLICY_BUFFER_ONE, ScheduleOverlapPolicy.BUFFER_ONE),
+        (schedule_pb2.OVERLAP_POLICY_BUFFER_ALL, ScheduleOverlapPolicy.BUFFER_ALL),
+        (schedule_pb2.OVERLAP_POLICY_CANCEL_OTHER, ScheduleOverlapPolicy.CANCEL_OTHER),
+        (schedule_pb2.OVERLAP_POLICY_ALLOW_ALL, ScheduleOverlapPolicy.ALLOW_ALL),
+    ],
+)
+async def test_temporal_keeps_what_a_schedule_says(
+    schedules: ScheduleServiceStub,
+    temporal: Client,
+    policy: "schedule_pb2.OverlapPolicy.ValueType",
+    of_temporal: ScheduleOverlapPolicy,
+) -> None:
+    """Its own default of the catch-up window is a year."""
+    window = {"catch_up_window": {"seconds": 90}} if policy else {}
+    id_ = await create(schedules, new_schedule(overlap=policy, **window), paused=True)
+    kept = (await temporal.get_schedule_handle(id_).describe()).schedule.policy
+    assert kept.overlap == of_temporal
+    assert kept.catchup_window == timedelta(seconds=90 if policy else 3600)
     await delete(schedules, id_)
 
 
