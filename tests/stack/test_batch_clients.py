@@ -144,7 +144,7 @@ async def test_the_command_may_be_killed_at_any_moment(temporal: TemporalClient,
     # Blank lines are no items. The upload of so many takes a moment.
     lines.write_bytes(to_jsonl(lines_of(16)) + 16 * (1_000_000 * b" " + b"\n"))
     arguments = ("batch", "run", str(lines), str(output))
-    uploaded = file_id(USER, f"sha256-{hashlib.sha256(lines.read_bytes()).hexdigest()}")
+    uploaded = file_id(USER, f"sha256-{hashlib.sha256(lines.read_bytes()).hexdigest()}", "")
     async with running(temporal, stack.state_dir, hold_after=5) as engine:
         uploading = await begin(stack, *arguments)
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
