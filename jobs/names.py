@@ -55,6 +55,8 @@ TOO_MANY_SEGMENTS: Final = "TOO_MANY_SEGMENTS"
 SCHEDULED_WORKFLOW_TYPE: Final = "LLMScheduledWorkflow"
 # A job tells the workflow that waits for it that its outcome is settled.
 SIGNAL_JOB_SETTLED: Final = "JobSettled"
+# A pipeline tells the one of which it is a step how many of its steps wait for an answer.
+SIGNAL_QUESTIONS: Final = "Questions"
 # Type of the error with which the run of a schedule ends that pauses then.
 RUN_FAILED: Final = "RUN_FAILED"
 # A batch, and what it does: see workflows.llm_batch.
@@ -229,6 +231,8 @@ PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 # A fan-out of a pipeline over more items than its limit has as many tasks as its limit. One over more than there may be
 # steps fails before its first one.
 PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
+# A pipeline tells the one of which it is a step how many of its steps wait for an answer.
+PATCH_TELLS_QUESTIONS: Final = "tells-questions"
 # A cancel of a pipeline cancels each step once, although the first one that ends ends the fan-out of all of them.
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
 # The jobs of a pipeline's fan-out that begin at the same time are admitted by one activity.

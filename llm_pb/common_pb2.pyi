@@ -183,7 +183,9 @@ class WorkCounts(_message.Message):
     expired: _builtins.int
     """Those that ended in JOB_STATE_TIMED_OUT, or had not begun when their time was over."""
     needs_answer: _builtins.int
-    """Those of the running ones that wait for an answer: steps of a pipeline in STEP_STATE_NEEDS_ANSWER."""
+    """Those of the running ones that wait for an answer: steps of a pipeline in STEP_STATE_NEEDS_ANSWER, also of pipelines that are
+    steps of it.
+    """
     def __init__(
         self,
         *,

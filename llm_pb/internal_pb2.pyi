@@ -3666,6 +3666,32 @@ class PipelineChange(_message.Message):
 Global___PipelineChange: _TypeAlias = PipelineChange  # noqa: Y015
 
 @_typing.final
+class PipelineQuestions(_message.Message):
+    """The signal Questions, by which a pipeline tells the one of which it is a step how many of its steps wait for an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_ID_FIELD_NUMBER: _builtins.int
+    NEEDS_ANSWER_FIELD_NUMBER: _builtins.int
+    pipeline_id: _builtins.str
+    """The id of the pipeline that is a step."""
+    needs_answer: _builtins.int
+    """As WorkCounts.needs_answer."""
+    def __init__(
+        self,
+        *,
+        pipeline_id: _builtins.str = ...,
+        needs_answer: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["needs_answer", b"needs_answer", "pipeline_id", b"pipeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineQuestions: _TypeAlias = PipelineQuestions  # noqa: Y015
+
+@_typing.final
 class PipelineCursor(_message.Message):
     """The content of the cursor of StreamPipeline."""
 

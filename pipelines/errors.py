@@ -1,12 +1,13 @@
 """What a step raises in the code of its pipeline."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
+from temporalio import workflow
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -99,6 +100,14 @@ async def failing_as(path: str) -> AsyncIterator[None]:
         raise StepFailed(path, status_of(error)) from error
     if _cancels() > before:
         raise asyncio.CancelledError
+
+
+async def quietly(work: Callable[[], Awaitable[object]]) -> None:
+    """Do something whose failure changes nothing, and is seen elsewhere: in the tree, or by who checks later."""
+    try:
+        await work()
+    except Exception as error:  # noqa: BLE001  # see above
+        workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, places(error))
 
 
 def places(error: BaseException) -> str:

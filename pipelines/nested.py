@@ -1,10 +1,13 @@
 """Steps that are workflows of their own: batches, and pipelines within pipelines."""
 
+import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
@@ -82,6 +85,32 @@ async def run_pipeline(
         memo,
         task_timeout=TASK_TIMEOUT,
     )
+
+
+async def tell_questions(execution: Execution, has_ended: Callable[[], bool]) -> None:
+    """Tell the pipeline of which this one is a step how many of its steps wait for an answer, whenever that changes.
+
+    Returns once this one has ended, or if it is no step.
+    """
+    parent, told = workflow.info().parent, 0
+    if parent is None or not execution.id.startswith(f"{parent.workflow_id}/"):
+        return
+
+    def changed() -> bool:
+        return has_ended() or execution.status.root.counts.needs_answer != told
+
+    while True:
+        await workflow.wait_condition(changed)
+        # A pipeline without a question sends nothing, and its history has no marker of the change.
+        if has_ended() or not workflow.patched(names.PATCH_TELLS_QUESTIONS):
+            return
+        told = execution.status.root.counts.needs_answer
+        above = workflow.get_external_workflow_handle(parent.workflow_id, run_id=parent.run_id)
+        # One that has ended meanwhile counts no questions any more.
+        with contextlib.suppress(ApplicationError):
+            await above.signal(
+                names.SIGNAL_QUESTIONS, internal_pb2.PipelineQuestions(pipeline_id=execution.id, needs_answer=told)
+            )
 
 
 async def _child(

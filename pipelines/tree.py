@@ -32,6 +32,8 @@ class Tree:
         self._above: set[str] = set()
         """Paths that have steps below them."""
         self._steps: set[str] = set()
+        self._questions: dict[str, int] = {}
+        """How many steps of a pipeline that is a step wait for an answer, by its path."""
 
     @property
     def nodes(self) -> list[internal_pb2.PipelineNode]:
@@ -108,6 +110,16 @@ class Tree:
             step.state = pipeline_pb2.STEP_STATE_RUNNING
             self._count_above(path, "needs_answer", -1)
 
+    def questions(self, path: str, count: int) -> None:
+        """Note how many steps of a pipeline that is a step wait for an answer. One that does not run has none."""
+        node = self._nodes.get(path)
+        if node is None or node.step.state != pipeline_pb2.STEP_STATE_RUNNING:
+            return
+        more = count - self._questions.get(path, 0)
+        self._questions[path] = count
+        self.change(path).counts.needs_answer = count
+        self._count_above(path, "needs_answer", more)
+
     def end(
         self,
         path: str,
@@ -118,6 +130,8 @@ class Tree:
     ) -> None:
         """Note that a step has ended."""
         self.answered(path)
+        if self._questions.get(path):
+            self.questions(path, 0)
         step = self.change(path)
         step.state = state
         step.usage.CopyFrom(usage)

@@ -11,7 +11,6 @@ Failed with the reason as the type. Its memo then holds the PipelineStatus. The 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from datetime import UTC, timedelta
 from typing import Any, Final
 
@@ -42,11 +41,12 @@ with workflow.unsafe.imports_passed_through():
         with_defaults,
     )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import Incomplete, StepFailed, contained, places, status_of
+    from pipelines.errors import Incomplete, StepFailed, contained, places, quietly, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
 from pipelines.metrics import record_end
+from pipelines.nested import tell_questions
 from pipelines.program import Pipeline
 from workflows import activities
 from workflows.cancellation import Cancellation
@@ -95,12 +95,13 @@ class LLMPipelineWorkflow:
         """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
         publishing = asyncio.create_task(self._publish())
         window = asyncio.create_task(self._wait_for_end())
+        telling = asyncio.create_task(tell_questions(self._execution, lambda: self._ended))
         final = await self._run_program()
         window.cancel()
         if final != llm_pb2.JOB_STATE_SUCCEEDED:
             await self._compensate()
         self._ended = True
-        await self._finish(publishing)
+        await self._finish(asyncio.gather(publishing, telling))
         return await self._close(final)
 
     @workflow.signal(name=names.SIGNAL_CANCEL)
@@ -109,6 +110,13 @@ class LLMPipelineWorkflow:
         """Ask the pipeline to stop. This changes nothing once its code has ended."""
         self._cancellation.note(request.reason if request else "")
         self._note_cancel()
+
+    @workflow.signal(name=names.SIGNAL_QUESTIONS)
+    @one_input
+    def note_questions(self, told: internal_pb2.PipelineQuestions | None = None) -> None:
+        """Note how many steps of a pipeline within this one wait for an answer."""
+        if told is not None:
+            self._execution.tree.questions(told.pipeline_id.removeprefix(f"{self._execution.id}/"), told.needs_answer)
 
     @workflow.update(name=names.UPDATE_ANSWER_STEP)
     def answer(self, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
@@ -219,7 +227,7 @@ class LLMPipelineWorkflow:
         """Undo what was done, the last first."""
         self._execution.compensating = True
         for undo in reversed(self._execution.compensations):
-            undoing = asyncio.create_task(_quietly(undo))
+            undoing = asyncio.create_task(quietly(undo))
             await self._cancellation.wait(undoing.done)
 
     async def _publish(self) -> None:
@@ -259,7 +267,7 @@ class LLMPipelineWorkflow:
             start_to_close_timeout=_LOCAL,
             retry_policy=_ONCE,
         )
-        await self._finish(asyncio.create_task(_quietly(lambda: forgetting)))
+        await self._finish(asyncio.create_task(quietly(lambda: forgetting)))
         status.state = final
         status.root.state = STEP_STATES[final]
         status.root.end_time.FromDatetime(workflow.now())
@@ -299,18 +307,10 @@ class LLMPipelineWorkflow:
     def _take_deliveries(self, deliveries: DeliveryLoops) -> None:
         self._deliveries = deliveries
 
-    async def _finish(self, task: "asyncio.Task[Any]") -> None:
+    async def _finish(self, task: "asyncio.Future[Any]") -> None:
         """Wait for a task. A cancel meanwhile is noted, and does not reach it."""
         await self._cancellation.wait(task.done)
         task.result()
-
-
-async def _quietly(work: Callable[[], Awaitable[object]]) -> None:
-    """Do something whose failure changes nothing, and is seen elsewhere: in the tree, or by who checks later."""
-    try:
-        await work()
-    except Exception as error:  # noqa: BLE001  # see above
-        workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, places(error))
 
 
 def _pause(nodes: int) -> timedelta:

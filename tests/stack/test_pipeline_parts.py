@@ -1,6 +1,6 @@
 """What pipelines are made of besides single jobs: large outputs, files, batches, and pipelines within pipelines."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import PATIENCE, download, new_file, refusal, upload
 from tests.support.files import get as get_file
-from tests.support.pipelines import Followed, cancel, follow, get, new_pipeline, submit
+from tests.support.pipelines import Followed, answer, cancel, follow, get, new_pipeline, submit
 
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
 
@@ -187,6 +187,26 @@ async def test_many_items_are_split_among_pipelines(pipelines: Any) -> None:
     assert value.value == 300
     assert seen.status.root.counts.total == 5
     assert seen.status.root.usage.output_tokens == 600
+
+
+async def test_a_question_of_a_pipeline_within_counts_in_those_above(pipelines: Any) -> None:
+    """Whoever looks for pipelines that need an answer finds them in a list, and where to answer in the tree."""
+    whole = Struct()
+    whole.update({"code": "careful", "topics": ["rain", "snow"]})
+    id_ = (await submit(pipelines, new_pipeline("nesting", whole))).pipeline_id
+
+    def asked(count: int) -> Callable[[Any], bool]:
+        return lambda seen: bool(seen.status.root.counts.needs_answer == count)
+
+    seen = await follow(pipelines, id_, until=asked(2))
+    inner = seen.steps["parts/0/write"]
+    assert (inner.counts.needs_answer, seen.steps["parts/0"].counts.needs_answer) == (1, 1)
+    await answer(pipelines, inner.workflow_id, "review/approve", "a", approved=False)
+    seen = await follow(pipelines, id_, known=seen, until=asked(1))
+    assert seen.steps["parts/0/write"].counts.needs_answer == 0
+    await cancel(pipelines, id_)
+    seen = await follow(pipelines, id_, known=seen)
+    assert seen.status.root.counts.needs_answer == 0
 
 
 async def test_a_cancel_reaches_the_jobs_of_pipelines_within(pipelines: Any, stub: Any) -> None:

@@ -228,6 +228,12 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     spec.update({"code": "careless", "topics": ["rain"]})
     nesting = (await submit(stub, new_pipeline("nesting", spec, notify=webhook("http://127.0.0.1:1/")))).pipeline_id
     await follow(stub, nesting)
+    spec.update({"code": "careful"})
+    asking = (await submit(stub, new_pipeline("nesting", spec))).pipeline_id
+    within = f"{asking}/parts/0/write"
+    await follow(stub, asking, until=lambda seen: seen.status.root.counts.needs_answer == 1)
+    await answer(stub, within, asked, "no", approved=False)
+    await follow(stub, asking)
     return {
         "pipeline": essay,
         "pipeline-failed": careful,
@@ -236,6 +242,8 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
         "pipeline-with-a-batch": batching,
         "pipeline-of-pipelines": nesting,
         "pipeline-within": f"{nesting}/parts/0/write",
+        "pipeline-of-an-asking-one": asking,
+        "pipeline-asking-within": within,
     }
 
 

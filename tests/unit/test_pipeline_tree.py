@@ -69,6 +69,23 @@ def test_who_waits_for_an_answer_is_counted_until_it_is_there_or_nobody_waits_an
     assert group.step.counts.needs_answer == 0
 
 
+def test_questions_of_a_pipeline_within_are_counted_above_it() -> None:
+    """Until it ends, whatever its result counts. One that comes later changes nothing."""
+    tree = new_tree()
+    tree.begin("a/inner", NOW, pipeline_pb2.STEP_KIND_PIPELINE)
+    group = tree.node("a")
+    assert group is not None
+    for count in (2, 1):
+        tree.questions("a/inner", count)
+        inner = tree.node("a/inner")
+        assert inner is not None
+        assert (inner.step.counts.needs_answer, group.step.counts.needs_answer) == (count, count)
+    tree.change("a/inner").counts.CopyFrom(common_pb2.WorkCounts(total=3, succeeded=3))
+    tree.end("a/inner", pipeline_pb2.STEP_STATE_SUCCEEDED, NOW, common_pb2.Usage())
+    tree.questions("a/inner", 1)
+    assert (inner.step.counts.needs_answer, group.step.counts.needs_answer) == (0, 0)
+
+
 def test_a_pipeline_within_a_pipeline_has_shorter_paths() -> None:
     """The id of a step's job is the pipeline's id and the path, and has to fit."""
     tree = new_tree(max_path=5)

@@ -132,7 +132,7 @@ def described(step: "StepStatus", name: str, *, kind: bool = False) -> str:
         parts.append(f"{training.step}/{training.steps}")
         if training.step:
             parts.append(f"loss {training.loss:.4f} {training.tokens_per_second:.0f} tokens/s")
-    if step.HasField("counts"):
+    if step.counts.total:
         parts.append(f"{step.counts.succeeded}/{step.counts.total}")
     parts += [part for part in (step.summary_json, step.question) if part]
     return " ".join(parts) + error_of(step)
