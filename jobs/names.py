@@ -235,6 +235,8 @@ PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 PATCH_TELLS_QUESTIONS: Final = "tells-questions"
 # A cancel of a pipeline cancels each step once, although the first one that ends ends the fan-out of all of them.
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
+# A cancel of a step whose child is just being started ends the step.
+PATCH_KEEPS_CANCELS: Final = "keeps-cancels"
 # The jobs of a pipeline's fan-out that begin at the same time are admitted by one activity.
 PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
 # A step of a pipeline fails whose output is JSON of another form than its schema.

@@ -86,19 +86,20 @@ async def contained(work: Awaitable[_T]) -> _T:
 
 
 @asynccontextmanager
-async def failing_as(path: str) -> AsyncIterator[None]:
+async def failing_as(path: str, was_cancelled: Callable[[], bool] = lambda: False) -> AsyncIterator[None]:
     """Raise StepFailed for whatever the body raises, CancelledError if it was cancelled by the pipeline itself.
 
     A job or an activity that ends well although it was cancelled swallows the cancel. It is raised here.
+    `was_cancelled` returns whether there was a cancel that the task no longer tells of.
     """
     before = _cancels()
     try:
         yield
     except (Exception, asyncio.CancelledError) as error:
-        if is_cancelled_exception(error) and _cancels() > before:
+        if is_cancelled_exception(error) and (_cancels() > before or was_cancelled()):
             raise asyncio.CancelledError from error
         raise StepFailed(path, status_of(error)) from error
-    if _cancels() > before:
+    if _cancels() > before or was_cancelled():
         raise asyncio.CancelledError
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 from temporalio import workflow
-from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from pipelines.errors import StepFailed, failing_as, status_of
 
 from pipelines.admission import ADMISSION, Admission
+from pipelines.children import start_child
 from pipelines.history import HistoryRoom
 from pipelines.left import left_by
 from pipelines.metrics import record_step
@@ -107,7 +108,7 @@ class Execution:
         await self.room.turn()
         self._begin(path, kind)
         step = Step(path)
-        async with failing_as(path):
+        async with failing_as(path, lambda: step.cancelled):
             try:
                 yield step
             except (Exception, asyncio.CancelledError) as error:
@@ -226,17 +227,8 @@ class Execution:
         Raises what the child raises.
         """
         await self.room.take(argument)
-        reuse = WorkflowIDReusePolicy
-        child = await workflow.start_child_workflow(
-            workflow_type,
-            argument,
-            id=f"{self.id}/{step.path}",
-            id_reuse_policy=reuse.ALLOW_DUPLICATE if self.options.resumed else reuse.REJECT_DUPLICATE,
-            # What ends the pipeline by force must not take what its jobs have made.
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            result_type=result_type,
-            **start,
-        )
+        id_, resumed = f"{self.id}/{step.path}", self.options.resumed
+        child = await start_child(step, workflow_type, argument, id_, result_type, resumed=resumed, **start)
         self.tree.change(step.path).workflow_id = child.id
         try:
             result: _M = await child
