@@ -1,8 +1,12 @@
 """Tasks that run concurrently with the main work of a process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import timedelta
+
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -26,3 +30,21 @@ async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             raise
         (error,) = errors.exceptions
         raise error from error.__cause__
+
+
+async def sweeping(
+    what: str, interval: timedelta, sweep: Callable[[], Awaitable[int]], *expected: type[Exception]
+) -> None:
+    """Sweep at an interval until cancelled; never if the interval is 0.
+
+    `what` names what is swept in the log, `sweep` returns the number of objects that it has removed. An error ends a
+    sweep, and the next one looks at everything again. One that is `expected` is logged without its traceback.
+    """
+    while interval:
+        await asyncio.sleep(interval.total_seconds())
+        try:
+            _log.info("the sweep of %s has removed %d objects", what, await sweep())
+        except expected as error:
+            _log.warning("the sweep of %s has not come to its end: %r", what, error)
+        except Exception:  # noqa: BLE001  # whatever it was, the process has to go on
+            _log.exception("the sweep of %s has failed", what)

@@ -14,6 +14,7 @@ from jobs.ids import models_workflow_id
 from jobs.records import read_record
 from llm_pb import internal_pb2
 from payload_converter import PayloadError
+from runtime.background import sweeping
 from runtime.temporal import RPC_TIMEOUT
 from runtime.work_folders import sweep_work_folders
 from services.trainer.settings import WORK_PREFIX, TrainerSettings
@@ -37,15 +38,7 @@ class TrainingSweeper:
     async def keep_sweeping(self) -> None:
         """Sweep the disk once, and the store at the interval of the settings, until cancelled."""
         await asyncio.to_thread(sweep_work_folders, WORK_PREFIX, self._settings.work_dir)
-        if not self._settings.sweep_interval:
-            return
-        while True:
-            await asyncio.sleep(self._settings.sweep_interval.total_seconds())
-            try:
-                _log.info("the sweep of trainings has removed %d objects", await self.sweep())
-            except (StoreUnavailable, RPCError) as error:
-                # The next sweep looks at everything again.
-                _log.warning("the sweep of trainings has not come to its end: %r", error)
+        await sweeping("trainings", self._settings.sweep_interval, self.sweep, StoreUnavailable, RPCError)
 
     async def sweep(self) -> int:
         """Remove old objects; return how many.

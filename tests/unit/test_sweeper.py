@@ -1,8 +1,9 @@
 """The sweepers of the store go on after whatever ends one of their sweeps."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.files.removal import Sweeper
 from services.gateway.settings import GatewaySettings
+from services.trainer.settings import TrainerSettings
+from services.trainer.sweeping import TrainingSweeper
 from store.store import ListedObject, StoredObject
 
 
@@ -47,29 +50,33 @@ class _Broken:
             yield item
 
 
-class _Temporal:
-    """A client whose Temporal has no batches."""
+class _NoBatches:
+    """A client of Temporal that lists no workflow."""
 
     async def list_workflows(self, query: str) -> AsyncGenerator[Any, None]:
         for item in ():
             yield item
 
 
-SETTINGS = GatewaySettings(file_sweep_interval=timedelta(milliseconds=10))
+OFTEN = timedelta(milliseconds=10)
+SWEEPERS: dict[str, Callable[[Any, Path], Any]] = {
+    "files": lambda store, _: Sweeper(store, None, None, GatewaySettings(file_sweep_interval=OFTEN)),  # type: ignore[arg-type]
+    "batches": lambda store, _: BatchSweeper(_NoBatches(), store, GatewaySettings(file_sweep_interval=OFTEN)),  # type: ignore[arg-type]
+    "trainings": lambda store, folder: TrainingSweeper(
+        None,  # type: ignore[arg-type]
+        store,
+        TrainerSettings(sweep_interval=OFTEN, work_dir=folder),
+    ),
+}
 
 
-@pytest.mark.parametrize("of", ["files", "batches"])
+@pytest.mark.parametrize("kind", SWEEPERS)
 async def test_an_error_that_nobody_expects_is_logged_and_the_next_sweep_comes(
-    of: str, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The gateway would end with its sweeper."""
+    """One in the sweep of batches ended the gateway, one in that of trainings the trainer."""
     store = _Broken()
-    sweeper: Sweeper | BatchSweeper = (
-        Sweeper(store, None, None, SETTINGS)  # type: ignore[arg-type]
-        if of == "files"
-        else BatchSweeper(_Temporal(), store, SETTINGS)  # type: ignore[arg-type]
-    )
-    sweeping = asyncio.create_task(sweeper.keep_sweeping())
+    sweeping = asyncio.create_task(SWEEPERS[kind](store, tmp_path).keep_sweeping())
     waiting = asyncio.create_task(store.listed_again.wait())
     await asyncio.wait({sweeping, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert not sweeping.done(), "the sweeper has ended"

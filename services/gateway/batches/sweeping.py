@@ -1,7 +1,6 @@
 """Removes what lies in the store for batches that Temporal does not have any more."""
 
 import asyncio
-import logging
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
@@ -12,10 +11,10 @@ from temporalio.service import RPCError
 from batches.objects import ROOT, folder_of
 from jobs import names
 from jobs.ids import tenant_of
+from runtime.background import sweeping
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoreUnavailable
 
-_log = logging.getLogger(__name__)
 _AT_ONCE: Final = 100
 _PAUSE_SECONDS: Final = 0.05
 """Pause after each removal: it must not be felt by anybody."""
@@ -31,17 +30,7 @@ class BatchSweeper:
 
     async def keep_sweeping(self) -> None:
         """Sweep at the interval of the settings, until cancelled."""
-        if not self._settings.file_sweep_interval:
-            return
-        while True:
-            await asyncio.sleep(self._settings.file_sweep_interval.total_seconds())
-            try:
-                _log.info("the sweep of batches has removed %d objects", await self.sweep())
-            except (StoreUnavailable, RPCError) as error:
-                # The next sweep looks at everything again.
-                _log.warning("the sweep of batches has not come to its end: %r", error)
-            except Exception:  # noqa: BLE001  # whatever it was, the gateway has to go on
-                _log.exception("the sweep of batches has failed")
+        await sweeping("batches", self._settings.file_sweep_interval, self.sweep, StoreUnavailable, RPCError)
 
     async def sweep(self) -> int:
         """Remove old objects of unknown batches; return how many. Raises StoreUnavailable, RPCError.

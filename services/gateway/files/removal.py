@@ -21,6 +21,7 @@ from jobs import names
 from jobs.ids import FILE_ID_PATTERN, file_workflow_id
 from llm_pb import internal_pb2
 from payload_converter import PayloadError
+from runtime.background import sweeping
 from services.gateway.errors import ApiError
 from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.quotas import FileQuotas
@@ -78,18 +79,11 @@ class Sweeper:
 
     async def keep_sweeping(self) -> None:
         """Sweep at the interval of the settings, until cancelled."""
-        if not self._settings.file_sweep_interval:
-            return
-        while True:
-            await asyncio.sleep(self._settings.file_sweep_interval.total_seconds())
-            try:
-                removed = await self.sweep() + await self._outputs.sweep()
-                _log.info("the sweep of the store has removed %d objects", removed)
-            except (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError) as error:
-                # The next sweep looks at everything again.
-                _log.warning("the sweep of the store has not come to its end: %r", error)
-            except Exception:  # noqa: BLE001  # whatever it was, the gateway has to go on
-                _log.exception("the sweep of the store has failed")
+        passing = (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError)
+        await sweeping("the store", self._settings.file_sweep_interval, self._sweep_all, *passing)
+
+    async def _sweep_all(self) -> int:
+        return await self.sweep() + await self._outputs.sweep()
 
     async def sweep(self) -> int:
         """Remove old objects that no file has; return how many. What killed writers have left is removed, too.
