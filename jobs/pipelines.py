@@ -127,6 +127,10 @@ def with_defaults(
     kind = pipeline.WhichOneof("spec")
     if kind is not None and defaults is not None and kind == defaults.WhichOneof("spec"):
         whole.CopyFrom(defaults)
+        for field, _ in getattr(pipeline, kind).ListFields():
+            if field.message_type is None or not field.message_type.GetOptions().map_entry:
+                # Otherwise a list would be appended to that of the defaults.
+                getattr(whole, kind).ClearField(field.name)
     whole.MergeFrom(pipeline)
     return whole
 
