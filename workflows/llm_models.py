@@ -62,13 +62,11 @@ class LLMModelsWorkflow:
         if request is None:
             raise ApplicationError("RegisterModel takes one RegisterModelRequest")
         self._updates += 1
+        if version := self._registered(request):
+            return internal_pb2.RegisterModelResponse(version=version)
         model = self._model(request.model)
         if model is None:
             model = self._registry.models.add(name=request.model, last_version=self._registry.removed_version)
-        asked = request.version.version
-        for known in model.versions:
-            if (known.version.pipeline_id, known.version.sha256) == (asked.pipeline_id, asked.sha256):
-                return internal_pb2.RegisterModelResponse(version=known.version.version)
         model.last_version += 1
         added = model.versions.add()
         added.CopyFrom(request.version)
@@ -90,8 +88,20 @@ class LLMModelsWorkflow:
         bad_alias = request.alias and ALIAS_PATTERN.fullmatch(request.alias) is None
         if MODEL_NAME_PATTERN.fullmatch(request.model) is None or bad_alias:
             raise ApplicationError("the model or its alias has a bad name")
+        if self._registered(request):
+            return
         if why := why_no_room(self._registry, request.model, request.alias, request.ByteSize()):
             raise ApplicationError(why, type=names.TOO_MANY_MODELS)
+
+    def _registered(self, request: internal_pb2.RegisterModelRequest) -> int:
+        """Return the version that the same pipeline has registered before: its answer was lost. 0 if it has not."""
+        model, asked = self._model(request.model), request.version.version
+        same = (
+            known.version.version
+            for known in (() if model is None else model.versions)
+            if (known.version.pipeline_id, known.version.sha256) == (asked.pipeline_id, asked.sha256)
+        )
+        return next(same, 0)
 
     @workflow.update(name=names.UPDATE_SET_MODEL_ALIAS)
     @one_input

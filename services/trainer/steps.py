@@ -222,7 +222,8 @@ class TrainingSteps:
             )
         except WorkflowUpdateFailedError as error:
             cause = error.cause
-            if not isinstance(cause, ApplicationError):
+            if not isinstance(cause, ApplicationError) or cause.type != names.TOO_MANY_MODELS:
+                # The registry itself has not refused it: its run has ended meanwhile, say.
                 raise
             raise ApplicationError(cause.message, type=cause.type, non_retryable=True) from error
         return registered

@@ -9,13 +9,14 @@ from urllib.parse import quote
 import httpx
 import pytest
 from google.protobuf import json_format
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import models_workflow_id
 from jobs.response_ids import response_id
-from jobs.training import find_model
+from jobs.training import MAX_REGISTRY_BYTES, find_model
 from llm_pb import internal_pb2, llm_pb2, llm_pb2_grpc
 from tests.support.http_events import Event, events_of, text_of
 from tests.support.jobs import new_job, until_output, watch
@@ -203,6 +204,34 @@ async def test_a_trained_models_aliases_and_versions(
     assert await register(temporal, "rest") > second
     listed = await stub.ListModels(llm_pb2.ListModelsRequest())
     assert "rest" in {model.name for model in listed.trained}
+
+
+async def test_a_repeat_of_a_registration_needs_no_room(temporal: Client) -> None:
+    """Its trainer may have died before the answer came. The training failed, although its model was there."""
+    version = llm_pb2.ModelVersion(version=1, pipeline_id="llmpipe-a-1", sha256=b"1" * 32)
+    registered = internal_pb2.RegisteredVersion(version=version)
+    full = internal_pb2.RegisteredVersion(version=version, files=[{"path": "x" * MAX_REGISTRY_BYTES}])
+    handle = await temporal.start_workflow(
+        names.MODELS_WORKFLOW_TYPE,
+        internal_pb2.ModelRegistry(models=[{"name": "full", "versions": [full], "last_version": 1}]),
+        id=models_workflow_id("full"),
+        task_queue=names.WORKFLOW_QUEUE,
+    )
+
+    async def again() -> internal_pb2.RegisterModelResponse:
+        request = internal_pb2.RegisterModelRequest(model="full", version=registered)
+        response: internal_pb2.RegisterModelResponse = await handle.execute_update(
+            names.UPDATE_REGISTER_MODEL, request, result_type=internal_pb2.RegisterModelResponse
+        )
+        return response
+
+    assert (await again()).version == 1
+    registered.version.pipeline_id = "llmpipe-a-2"
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await again()
+    assert isinstance(refused.value.cause, ApplicationError)
+    assert refused.value.cause.type == names.TOO_MANY_MODELS
+    await handle.terminate()
 
 
 # Errors

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors import SafetensorError
+from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from jobs import training
+from jobs import names, training
 from llm_pb import internal_pb2
 from models import DOCSTRINGS
 from services.trainer.adapters import Adapter, check_modules
@@ -340,3 +342,27 @@ async def test_a_trainer_ends_once_its_gpu_is_lost() -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
     with pytest.raises(RuntimeError, match="lost its GPU"):
         await asyncio.wait_for(ended, 10)
+
+
+@pytest.mark.parametrize(
+    ("error_type", "final"),
+    [
+        (names.TOO_MANY_MODELS, True),
+        # The run of the registry has ended meanwhile; its worker failed.
+        ("AcceptedUpdateCompletedWorkflow", False),
+        ("RuntimeError", False),
+    ],
+)
+async def test_only_a_refusal_of_the_registry_ends_a_training(error_type: str, final: bool) -> None:
+    """Whatever else ended its update failed the training for good, after hours."""
+    from services.trainer.steps import TrainingSteps
+
+    class Registry:
+        async def execute_update_with_start_workflow(self, *_: Any, **__: Any) -> None:
+            raise WorkflowUpdateFailedError(ApplicationError("scripted", type=error_type))
+
+    client: Any = Registry()
+    steps = TrainingSteps(client, *[None] * 4)  # type: ignore[arg-type]
+    with pytest.raises(ApplicationError if final else WorkflowUpdateFailedError) as caught:
+        await ActivityEnvironment().run(steps.register, internal_pb2.TrainingTask(workflow_queue="q"))
+    assert getattr(caught.value, "non_retryable", False) == final
