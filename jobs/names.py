@@ -241,6 +241,8 @@ PATCH_KEEPS_CANCELS: Final = "keeps-cancels"
 PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
 # A step of a pipeline fails whose output is JSON of another form than its schema.
 PATCH_FORMS: Final = "refuses-other-forms"
+# A task that the code of a pipeline has left running begins no step while compensations run.
+PATCH_LEFT_TASKS: Final = "begins-no-steps-of-left-tasks"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 # A ledger leases nothing to a batch that has released its slot.

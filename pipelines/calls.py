@@ -1,4 +1,4 @@
-"""Many calls of one function, so many at the same time. If one raises an error, the others are cancelled."""
+"""Many calls of one function, of which a limited number runs at the same time. An error of one cancels the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -11,10 +11,10 @@ _R = TypeVar("_R")
 async def call_each(
     call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int, cancels_once: Callable[[], bool]
 ) -> list[_R]:
-    """Call with each item and its number, in a task of its own, and return the results in their order.
+    """Call with each item and its number, in a task of its own, and return the results in the order of the items.
 
-    `cancels_once` returns whether calls that were cancelled with the whole are not cancelled again. Raises what the
-    first call raises that fails.
+    `cancels_once` returns whether calls that were cancelled together are not cancelled again. Raises the error of the
+    first call that fails.
     """
     turns = asyncio.Semaphore(limit)
 
@@ -28,7 +28,10 @@ async def call_each(
 async def call_in_turn(
     call: Callable[[int, _T], Awaitable[_R]], items: Sequence[_T], limit: int, cancels_once: Callable[[], bool]
 ) -> list[_R]:
-    """Do the same with `limit` tasks: to begin and to cancel one for each of thousands takes a task too long."""
+    """Return what call_each() returns, by `limit` tasks that take one item after the other.
+
+    A workflow task would last too long that begins or cancels a task for each of thousands of items.
+    """
     results: dict[int, _R] = {}
     left = iter(enumerate(items))
 

@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.start import job_start
     from jobs.usage import left_of, spent_field, usage_of
     from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+    from pipelines.compensation import is_undoing
     from pipelines.errors import StepFailed, failing_as, status_of
 
 from pipelines.admission import ADMISSION, Admission
@@ -120,7 +121,7 @@ class Execution:
 
     def _begin(self, path: str, kind: "pipeline_pb2.StepKind.ValueType") -> None:
         """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
-        if self.closed and not self.compensating:
+        if self.closed and not (self.compensating and is_undoing()):
             raise asyncio.CancelledError
         try:
             if not self.compensating:
@@ -186,8 +187,7 @@ class Execution:
     def _take(self, step: Step, result: llm_pb2.JobResult) -> None:
         """Note in the tree what the job of a step has made and used."""
         step.usage.CopyFrom(usage_of(result.metadata))
-        files = [*([result.output_file] if result.HasField("output_file") else ()), *result.images]
-        if files:
+        if files := [*([result.output_file] if result.HasField("output_file") else ()), *result.images]:
             self.tree.change(step.path).files.extend(files)
 
     async def recall_job(self, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]) -> llm_pb2.JobResult | None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeVar, overload
 
 from temporalio import workflow
@@ -22,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         failure,
     )
     from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
+    from pipelines.compensation import undo
     from pipelines.errors import StepFailed, contained
     from pipelines.registry import request_of
 
@@ -274,7 +276,7 @@ class Pipeline:
         It undoes what steps have done. Its steps are bound by no limit of the pipeline. A cancel does not stop them.
         An error in one of them does not keep the others from their work.
         """
-        self._execution.compensations.append(lambda: function(*arguments))
+        self._execution.compensations.append(partial(undo, function, *arguments))
 
     def note(self, name: str, summary: Mapping[str, Any]) -> None:
         """Show a small JSON object with a step that has begun, such as a score.

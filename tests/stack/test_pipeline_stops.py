@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.wrappers_pb2 import Int32Value
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
@@ -129,6 +129,13 @@ async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> N
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
     assert "limit must be 1 or more" in seen.status.root.error.message
+    assert {path: step.state for path, step in seen.steps.items()} == {"undo": SUCCEEDED}
+
+
+async def test_a_task_that_the_code_has_left_begins_no_step_while_compensations_run(pipelines: Any) -> None:
+    """It did, and no limit of the pipeline bound it."""
+    seen = await follow(pipelines, (await submit(pipelines, new_pipeline("forgetful", StringValue()))).pipeline_id)
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert {path: step.state for path, step in seen.steps.items()} == {"undo": SUCCEEDED}
 
 

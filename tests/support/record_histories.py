@@ -207,7 +207,7 @@ async def batches(stubs: Stubs, stub: LlmServiceStub) -> dict[str, str]:
 
 
 async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
-    """Run a pipeline that succeeds, one that fails after an answer, and cancel one; return the ids by name."""
+    """Run pipelines that end in different ways; return the ids by name."""
     stub: Any = PipelineServiceStub(channel)
     essay = (await submit(stub, new_pipeline("essay", StringValue(value="rain")))).pipeline_id
     await follow(stub, essay)
@@ -222,6 +222,8 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     await follow(stub, fan)
     large = (await submit(stub, new_pipeline("large", Int32Value(value=1)))).pipeline_id
     await follow(stub, large)
+    left = (await submit(stub, new_pipeline("forgetful", StringValue(value="rain")))).pipeline_id
+    await follow(stub, left)
     batching = (await submit(stub, new_pipeline("batching", Int32Value(value=2)))).pipeline_id
     await follow(stub, batching)
     spec = Struct()
@@ -238,6 +240,7 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
         "pipeline": essay,
         "pipeline-failed": careful,
         "pipeline-cancelled": fan,
+        "pipeline-left-task": left,
         "pipeline-of-large-outputs": large,
         "pipeline-with-a-batch": batching,
         "pipeline-of-pipelines": nesting,

@@ -128,6 +128,7 @@ DETERMINISTIC = {
     "asyncio",
     "collections",
     "contextlib",
+    "contextvars",
     "dataclasses",
     "datetime",
     "functools",

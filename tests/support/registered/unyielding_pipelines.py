@@ -1,5 +1,6 @@
 """Pipelines of the tests: code that makes it hard to stop or to undo a pipeline."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -37,3 +38,21 @@ async def untidy(llm: Pipeline, spec: Struct) -> StringValue:
     llm.compensate(undo, "an argument too many")
     await llm.map("none", [1], undo, limit=0)  # type: ignore[arg-type]  # it fails before
     return StringValue()
+
+
+@pipeline("forgetful", StringValue, StringValue)
+async def forgetful(llm: Pipeline, prompt: StringValue) -> StringValue:
+    """Fail while a task that nobody waits for sleeps, and undo what was done when it has woken up."""
+
+    async def oversleep() -> None:
+        await asyncio.sleep(0.5)
+        await llm.generate("late", model="docstrings", prompt=prompt.value, max_tokens=2)
+
+    left = asyncio.create_task(oversleep())
+
+    async def undo() -> None:
+        await asyncio.gather(left, return_exceptions=True)
+        await llm.generate("undo", model="docstrings", prompt="Undo.", max_tokens=2)
+
+    llm.compensate(undo)
+    raise KeyError(prompt.value)
