@@ -147,6 +147,12 @@ def unshortened_delivery_workflow_id(job_workflow_id: str) -> str:
     return f"{_DELIVERY_PREFIX}{job_workflow_id}"
 
 
+def delivery_workflow_ids(job_workflow_id: str) -> list[str]:
+    """Return the ids that the LLMDeliveryWorkflow of a job may have: an earlier version did not shorten them."""
+    ids = (delivery_workflow_id(job_workflow_id), unshortened_delivery_workflow_id(job_workflow_id))
+    return list(dict.fromkeys(ids))
+
+
 def deletion_workflow_id(job_workflow_id: str) -> str:
     """Return the id of the LLMDeletionWorkflow that deletes a job."""
     return _of_tenant(_DELETION, tenant_of(job_workflow_id), job_workflow_id)

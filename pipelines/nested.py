@@ -36,11 +36,13 @@ async def run_batch(
     pipeline = execution.pipeline
     batch.user_id, batch.request_id, batch.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
     batch.job_class = pipeline.job_class
-    batch.window.CopyFrom(duration(max(execution.within(step.path, timeout), _SHORTEST_WINDOW)))
+    within = execution.within(step.path, timeout)
+    batch.window.CopyFrom(duration(max(within, _SHORTEST_WINDOW)))
     if (left := execution.grant(step)) is not None:
         batch.budget.CopyFrom(left)
+    # Gateways that are all away for some minutes delay the step.
     chosen = await workflow.execute_activity(
-        activities.admit_batch, batch, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
+        activities.admit_batch, batch, schedule_to_close_timeout=within, start_to_close_timeout=ADMISSION
     )
     run = internal_pb2.BatchRun(batch=batch, options=chosen)
     memo = work_start.memo(batch, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
@@ -129,7 +131,7 @@ async def _child(
         workflow_type,
         run,
         result_type,
-        memo=memo,
+        memo={**memo, names.MEMO_RERUN: True} if execution.options.resumed else memo,
         search_attributes=TypedSearchAttributes(attributes_of(about, tenant_of(execution.id), execution.hash_)),
         priority=workflow.info().priority,
         **start,

@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.events import notification
-from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
+from jobs.ids import delivery_workflow_id, delivery_workflow_ids
 from llm_pb import internal_pb2, llm_pb2
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
@@ -84,8 +84,7 @@ class DeliveryReader:
         Deliveries may outlive the record of their job, and its id may by then belong to another job. `run_id` says
         which job is meant. None means the one whose record is gone.
         """
-        # An earlier version did not shorten the id.
-        for id_ in dict.fromkeys((delivery_workflow_id(workflow_id), unshortened_delivery_workflow_id(workflow_id))):
+        for id_ in delivery_workflow_ids(workflow_id):
             standing = await self._shared.fresh(id_, partial(self._left, id_))
             if standing is None or standing.state.event.status.workflow_id != workflow_id:
                 continue

@@ -86,6 +86,11 @@ class Effects:
         await audit.allow()
         await self._client.get_workflow_handle(workflow_id).signal(name, argument, rpc_timeout=RPC_TIMEOUT)
 
+    async def cancel(self, workflow_id: str, reason: str) -> None:
+        """Ask Temporal to cancel a workflow. Raises AuditUnavailable and RPCError: as signal()."""
+        await audit.allow()
+        await self._client.get_workflow_handle(workflow_id).cancel(reason=reason, rpc_timeout=RPC_TIMEOUT)
+
     async def create_schedule(self, id_: str, schedule: Schedule, **options: Any) -> None:
         """Create a schedule. `options` are further arguments of Client.create_schedule.
 

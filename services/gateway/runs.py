@@ -68,7 +68,7 @@ class Runs:
         run that it does not have: the list is updated late, or Temporal is at fault.
         """
         last = await self.describe(id_)
-        if last is None and await self._listed(id_, *kinds):
+        if last is None and await self.listed(id_, *kinds):
             raise ApplicationError(f"Temporal lists a run of {id_}, and does not have it now")
         return last
 
@@ -79,7 +79,7 @@ class Runs:
         """
         if await _is_only_run(last):
             return {last.run_id}
-        return {last.run_id, *await self._listed(last.id, last.workflow_type)}
+        return {last.run_id, *await self.listed(last.id, last.workflow_type)}
 
     async def delete(self, id_: str, kinds: Collection[str], known: Iterable[str] = ()) -> bool:
         """Delete the last run under an id if it has one of the types, and the `known` ones.
@@ -102,16 +102,21 @@ class Runs:
                     raise
         return gone
 
-    async def _listed(self, id_: str, *kinds: str) -> set[str]:
-        """Return the run ids that Temporal's visibility shows. Raises RPCError."""
+    async def listed(self, id_: str, *kinds: str) -> set[str]:
+        """Return the ids of the runs under an id, of some types, that Temporal's visibility shows. Raises RPCError."""
         # Every id has passed a rule that forbids quotes.
         listed = self._client.list_workflows(f"WorkflowId = '{id_}'", rpc_timeout=RPC_TIMEOUT)
         return {item.run_id async for item in listed if item.workflow_type in kinds}
 
 
 async def _is_only_run(last: WorkflowExecutionDescription) -> bool:
-    """Return whether no other run had the id: a gateway starts a job once, and never under an id that had one, unless
-    it is a step of a pipeline that goes on."""
+    """Return whether no other run had the id.
+
+    A gateway starts a job or a batch once, and never under an id that had one, unless it is a step of a pipeline that
+    goes on. A pipeline may go on itself.
+    """
+    if last.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+        return False
     first_run_id = last.raw_description.workflow_execution_info.first_run_id
     try:
         by_gateway = await last.memo_value(names.MEMO_OPTIONS, None) is not None

@@ -1,5 +1,6 @@
 """What comes after the end of a pipeline: its targets are notified, and DeleteJobs deletes it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,8 +18,8 @@ from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.deletions import run_exists, until_ended
 from tests.support.deliveries import deliveries, settled, until
 from tests.support.files import PATIENCE, bad_fields, refusal
-from tests.support.pipelines import answer, cancel, follow, get, new_pipeline, submit
-from tests.support.receivers import Receiver, receiving, status
+from tests.support.pipelines import Followed, answer, cancel, follow, get, new_pipeline, submit
+from tests.support.receivers import Receiver, Request, receiving, status
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,32 @@ async def test_the_end_of_a_pipeline_is_delivered_and_again(
     await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=id_), timeout=PATIENCE)
     assert (await sink.received("/pipeline", 3))[2].event == event
     await until(stub, id_, settled)
+
+
+async def test_the_outcome_of_a_pipeline_that_goes_on_is_delivered_although_the_one_before_was_not(
+    pipelines: Any, stub: LlmServiceStub, sink: Receiver
+) -> None:
+    """It was given up within seconds: the workflow of the deliveries before had the id that its own would have."""
+    up = asyncio.Event()
+
+    async def reply(writer: asyncio.StreamWriter, request: Request) -> None:
+        await status(200 if up.is_set() else 503)(writer, request)
+
+    pipeline = new_pipeline("asking", StringValue(value="Now?"), notify=[to(sink.on("/again", reply))])
+    for answer_id, approved in (("no", False), ("yes", True)):
+        id_ = (await submit(pipelines, pipeline)).pipeline_id
+        seen = await follow(pipelines, id_, until=_asks)
+        await answer(pipelines, id_, "ask", answer_id, approved=approved)
+        seen = await follow(pipelines, id_, known=seen)
+        assert [shown.state for shown in seen.status.notifications] != [llm_pb2.NOTIFY_STATE_DELIVERED]
+    up.set()
+    (entry,) = await until(stub, id_, settled)
+    assert entry.state == llm_pb2.NOTIFY_STATE_DELIVERED
+    assert sink.so_far("/again")[-1].event["type"] == "llm.v1.pipeline.succeeded"
+
+
+def _asks(seen: Followed) -> bool:
+    return "ask" in seen.steps and bool(seen.steps["ask"].question)
 
 
 async def test_every_outcome_is_delivered_but_not_to_openais_webhooks(pipelines: Any, sink: Receiver) -> None:

@@ -1,6 +1,8 @@
 """What pipelines are made of besides single jobs: large outputs, files, batches, and pipelines within pipelines."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -11,12 +13,15 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs import names
 from jobs.errors import reason_of
 from jobs.pipelines import TASK_TIMEOUT
 from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.deletions import run_exists, until_ended
 from tests.support.files import PATIENCE, download, new_file, refusal, upload
 from tests.support.files import get as get_file
 from tests.support.pipelines import Followed, answer, cancel, follow, get, new_pipeline, submit
@@ -84,7 +89,9 @@ async def test_a_pipeline_reads_and_writes_the_files_of_its_user(pipelines: Any,
     assert reason_of(seen.status.root.error) == "FILE_IS_NO_TEXT"
 
 
-async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, files: FileServiceStub) -> None:
+async def test_a_step_is_a_batch(
+    pipelines: Any, channel: grpc.aio.Channel, files: FileServiceStub, temporal: Client
+) -> None:
     seen = await run(pipelines, new_pipeline("batching", Int32Value(value=5)))
     assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status
     step, status = seen.steps["lines"], batch_pb2.BatchStatus()
@@ -99,6 +106,11 @@ async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, file
         batch_pb2.GetBatchRequest(batch_id=step.workflow_id), timeout=PATIENCE
     )
     assert found.status == status
+    # Where no gateway takes the activity that admits it, it waits for one as long as the pipeline has time.
+    history = await temporal.get_workflow_handle(seen.status.pipeline_id).fetch_history()
+    scheduled = [event.activity_task_scheduled_event_attributes for event in history.events]
+    (admitted,) = (one for one in scheduled if one.activity_type.name == names.ACTIVITY_ADMIT_BATCH)
+    assert admitted.schedule_to_close_timeout.ToTimedelta() > timedelta(hours=23)
     # One whose lines are bad fails, and so does its step.
     seen = await run(pipelines, new_pipeline("batching", Int32Value(value=0)))
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
@@ -106,6 +118,43 @@ async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, file
     # One that begins in the last second of its pipeline is no bad batch.
     seen = await run(pipelines, new_pipeline("lingering", Int32Value(value=1), total_timeout={"seconds": 1}))
     assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT, seen.status.root.error
+
+
+@pytest.mark.long
+async def test_a_pipeline_that_goes_on_has_other_files_is_listed_once_and_is_deleted_whole(
+    pipelines: Any, channel: grpc.aio.Channel, files: FileServiceStub, temporal: Client
+) -> None:
+    """Its batch had the output of the run before, which may have been cut. Each run was a pipeline of the list. One
+    that had succeeded was deleted with what had failed. The last run was deleted, what earlier ones held stayed, and
+    the deletion of the user found them again for ever."""
+    pipeline, outputs, runs = new_pipeline("batching-again", Int32Value(value=2)), list[str](), set[tuple[str, str]]()
+    for answer_id, approved in (("no", False), ("yes", True)):
+        id_ = (await submit(pipelines, pipeline)).pipeline_id
+        seen = await follow(pipelines, id_, until=lambda seen: "ask" in seen.steps and bool(seen.steps["ask"].question))
+        (output,) = seen.steps["lines"].files
+        assert len((await download(files, output.file_id)).splitlines()) == 2
+        outputs.append(output.file_id)
+        for workflow_id in (id_, f"{id_}/lines"):
+            runs.add((workflow_id, (await temporal.get_workflow_handle(workflow_id).describe()).run_id))
+        await answer(pipelines, id_, "ask", answer_id, approved=approved)
+        seen = await follow(pipelines, id_)
+    assert outputs[0] != outputs[1]
+    assert len(runs) == 4
+    query = " OR ".join(f"RunId = '{run_id}' AND ExecutionStatus != 'Running'" for _, run_id in runs)
+    async with asyncio.timeout(PATIENCE):
+        while len([run async for run in temporal.list_workflows(query)]) != len(runs):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    request = pipeline_pb2.ListPipelinesRequest(user_id=pipeline.user_id)
+    (listed,) = (await pipelines.ListPipelines(request, timeout=PATIENCE)).pipelines
+    assert listed.root.end_time == seen.status.root.end_time
+    jobs: Any = LlmServiceStub(channel)
+    failed = llm_pb2.DeleteJobsRequest(user_id=pipeline.user_id, states=[llm_pb2.JOB_STATE_FAILED])
+    started = await jobs.DeleteJobs(failed, timeout=PATIENCE)
+    assert (await until_ended(jobs, started.deletion.deletion_id)).deleted_jobs == 0
+    started = await jobs.DeleteUser(llm_pb2.DeleteUserRequest(user_id=pipeline.user_id), timeout=PATIENCE)
+    deletion = await until_ended(jobs, started.deletion.deletion_id)
+    assert (deletion.deleted_jobs, deletion.deleted_batches) == (1, 1)
+    assert not [run for run in runs if await run_exists(temporal, *run)]
 
 
 async def test_the_counts_of_a_batch_are_those_of_its_step_while_it_runs(

@@ -1,6 +1,11 @@
-"""The files that a batch produces: records of FileService, whose content is an object that the batch has written."""
+"""The files that a batch produces: records of FileService, whose content is an object that the batch has written.
+
+For activities of the batch's workflow.
+"""
 
 from typing import Final
+
+from temporalio import activity
 
 from jobs.ids import file_id
 from llm_pb import batch_pb2, common_pb2, file_pb2
@@ -36,5 +41,7 @@ class BatchFiles:
 
 
 def _id(batch: batch_pb2.BatchRequest, batch_id: str, tenant: str, kind: str) -> str:
+    # A step of a pipeline that goes on may run again under its id, and has other files then.
+    run = f"/{activity.info().workflow_run_id}" if "/" in batch_id else ""
     # No request_id of an upload has a slash.
-    return file_id(batch.user_id, f"batch/{batch_id}/{kind}", tenant)
+    return file_id(batch.user_id, f"batch/{batch_id}{run}/{kind}", tenant)

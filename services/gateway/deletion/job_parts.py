@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from feed.answers import Answers
 from feed.feed import Feed
 from jobs import names
-from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
+from jobs.ids import delivery_workflow_ids
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.files.outputs import OutputPart
 from services.gateway.runs import Runs
@@ -80,16 +80,10 @@ def parts_of(runs: Runs, feed: Feed, answers: Answers, store: Store | None) -> t
     return (
         FeedRecords(feed, answers),
         *([] if store is None else [OutputPart(store)]),
-        Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, (names.DELIVERY_WORKFLOW_TYPE,), delivery_ids),
+        Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, (names.DELIVERY_WORKFLOW_TYPE,), delivery_workflow_ids),
         Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, kinds, _itself),
     )
 
 
 def _itself(job_workflow_id: str) -> list[str]:
     return [job_workflow_id]
-
-
-def delivery_ids(job_workflow_id: str) -> list[str]:
-    """Return the ids that the LLMDeliveryWorkflow of a job may have: an earlier version did not shorten them."""
-    ids = (delivery_workflow_id(job_workflow_id), unshortened_delivery_workflow_id(job_workflow_id))
-    return list(dict.fromkeys(ids))

@@ -16,11 +16,11 @@ from encryption import Encryption
 from feed.answers import Answers
 from feed.feed import Feed
 from jobs import names
-from jobs.ids import tenant_of
+from jobs.ids import delivery_workflow_ids, tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.deletion.job_parts import delivery_ids, parts_of
+from services.gateway.deletion.job_parts import parts_of
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound
 from services.gateway.job_reader import JobReader
@@ -76,7 +76,7 @@ class DeletionSteps:
             await self._stop(open_job, request)
             return internal_pb2.StopJobResponse(closed=False)
         closed = True
-        for id_ in delivery_ids(request.workflow_id):
+        for id_ in delivery_workflow_ids(request.workflow_id):
             if (delivering := await self._open(id_, names.DELIVERY_WORKFLOW_TYPE)) is not None:
                 closed = False
                 await self._terminate(delivering)
@@ -89,11 +89,16 @@ class DeletionSteps:
         job = await self._last(workflow_id)
         remains.cached = await _may_be_cached(job)
         delivering = [
-            _of_type(await self._runs.describe(id_), names.DELIVERY_WORKFLOW_TYPE) for id_ in delivery_ids(workflow_id)
+            _of_type(await self._runs.describe(id_), names.DELIVERY_WORKFLOW_TYPE)
+            for id_ in delivery_workflow_ids(workflow_id)
         ]
         for last in filter(None, (job, *delivering)):
             for run_id in sorted(await self._runs.like(last)):
                 remains.runs.add(workflow_id=last.id, run_id=run_id)
+        if job is None:
+            # A deletion may have come before Temporal listed an earlier run.
+            for run_id in sorted(await self._runs.listed(workflow_id, *DELETED_TYPES)):
+                remains.runs.add(workflow_id=workflow_id, run_id=run_id)
         try:
             standing = await self._deliveries.standing(workflow_id, job)
         except (JobNotFound, PayloadError):
@@ -167,6 +172,8 @@ class DeletionSteps:
             return False
         if not filters.states:
             return True
+        # What has run again under its id is in the state of the last run.
+        description = _of_type(await self._runs.describe(item.id), *DELETED_TYPES) or description
         if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
             return (await closed_status(description)).state in filters.states
         return (await self._reader.readable_status(description)).state in filters.states

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from jobs.field_rules import Violation
 from jobs.pipelines import name_of
-from llm_pb import pipeline_pb2
+from llm_pb import llm_pb2, pipeline_pb2
 from pipelines import refine as refine  # it registers itself
 from pipelines import training as training  # likewise
 from pipelines import world as world
@@ -46,3 +46,10 @@ def check_registered(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
         except DecodeError:
             return wrong
     return []
+
+
+def goes_on(status: pipeline_pb2.PipelineStatus) -> bool:
+    """Return whether a pipeline has failed, and is one that goes on when it is submitted again."""
+    registered = REGISTERED.get(status.name)
+    failed = status.state in (llm_pb2.JOB_STATE_FAILED, llm_pb2.JOB_STATE_TIMED_OUT)
+    return failed and registered is not None and registered.resumes

@@ -15,6 +15,7 @@ from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import ApiError
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.catalogue import goes_on
 from services.gateway.pipelines.reader import PipelineReader, bare_status, closed_status
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -52,16 +53,24 @@ class PipelineListing:
         until = asyncio.get_running_loop().time() + self._timeout
         own, next_page_token = await self._pages.page(caller.tenant, request)
         found = await asyncio.gather(*(self._status(item, until) for item in own))
-        return pipeline_pb2.ListPipelinesResponse(pipelines=found, next_page_token=next_page_token)
+        pipelines = [status for status in found if status is not None]
+        return pipeline_pb2.ListPipelinesResponse(pipelines=pipelines, next_page_token=next_page_token)
 
-    async def _status(self, execution: WorkflowExecution, until: float) -> pipeline_pb2.PipelineStatus:
+    async def _status(self, execution: WorkflowExecution, until: float) -> pipeline_pb2.PipelineStatus | None:
+        """Return the status of a pipeline; None for an earlier run of one that has gone on."""
+        known = bare_status(execution)
         try:
             status = await closed_status(execution)
             if status.state in FINAL_STATES:
-                return status
+                known = status
+                # One that an operator has ended does not tell its name.
+                if status.name and not goes_on(status):
+                    return status
             async with asyncio.timeout_at(until), self._queries:
+                if known is status:
+                    return None if await self._reader.has_gone_on(execution) else status
                 return (await self._reader.read(gateway_for(execution.id), execution.id)).status
         except (PayloadError, KeysUnavailable, ApiError, RPCError, TimeoutError) as error:
             # The page must not fail.
             _log.info("%s cannot be read: %r", execution.id, error)
-            return bare_status(execution)
+            return known

@@ -60,6 +60,11 @@ class PipelineReader:
         """Return whether a deletion keeps the id. Raises RPCError."""
         return await self._runs.was_deleted(pipeline_id)
 
+    async def has_gone_on(self, execution: WorkflowExecution) -> bool:
+        """Return whether a later run has the id of a pipeline, or a deletion keeps it. Raises RPCError."""
+        last = await self._runs.describe(execution.id)
+        return last is not None and last.run_id != execution.run_id
+
     async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
         """Return a pipeline as it is now. Raises like describe() and record_of()."""
         return await self.record_of(await self.describe(caller, pipeline_id))

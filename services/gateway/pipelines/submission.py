@@ -14,13 +14,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from encryption import Encryption
 from jobs import names, options, work_start
 from jobs.field_rules import Violation
-from jobs.ids import pipeline_workflow_id, trace_id
+from jobs.ids import delivery_workflow_ids, pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete, check_submit
 from jobs.pipelines import FINAL_STATES, TASK_TIMEOUT, is_repeat, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
-from pipelines.registry import REGISTERED
 from runtime import audit
 from runtime.auth import Caller
 from runtime.grpc_auth import current_caller
@@ -37,7 +36,7 @@ from services.gateway.errors import (
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.models.trained import TrainedModels
-from services.gateway.pipelines.catalogue import check_registered
+from services.gateway.pipelines.catalogue import check_registered, goes_on
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader, bare_status, reservation_of, used_tokens
 from services.gateway.pipelines.spec_models import check_models
@@ -87,7 +86,7 @@ class PipelineSubmission:
         audit.describe(user_id=pipeline.user_id, job=id_)
         found = await self._found(caller, id_, pipeline)
         # What a schedule starts has a key of its own, so one that is found was started by an earlier try.
-        resumed = found is not None and not waiter and _goes_on(found)
+        resumed = found is not None and not waiter and goes_on(found)
         if found is not None and not resumed:
             return found
         if pipeline.HasField("training"):
@@ -103,6 +102,8 @@ class PipelineSubmission:
         # What a pipeline without a budget will use is not known. It leases what its steps need.
         last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens, reservation)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
+        if resumed:
+            await self._end_deliveries(id_)
         try:
             await self._effects.start(
                 names.PIPELINE_WORKFLOW_TYPE,
@@ -259,6 +260,19 @@ class PipelineSubmission:
             if used >= 0:
                 await self._open_jobs.release(caller.tenant, id_, failed, used)
 
+    async def _end_deliveries(self, id_: str) -> None:
+        """End the deliveries of the outcome before: the workflow of those of the next one has the same id.
+
+        Raises RPCError, AuditUnavailable.
+        """
+        for delivering in delivery_workflow_ids(id_):
+            try:
+                await self._effects.cancel(delivering, "the pipeline was submitted again")
+            except RPCError as error:
+                # There are none, or the id is longer than the server accepts.
+                if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                    raise
+
     def _options(
         self, caller: Caller, pipeline: pipeline_pb2.PipelineRequest, hash_: Hash | None
     ) -> internal_pb2.PipelineOptions:
@@ -288,10 +302,3 @@ def _within(pipeline: pipeline_pb2.PipelineRequest, settings: GatewaySettings) -
     if pipeline.HasField("total_timeout"):
         return pipeline.total_timeout.ToTimedelta()
     return min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
-
-
-def _goes_on(status: pipeline_pb2.PipelineStatus) -> bool:
-    """Return whether a pipeline that is submitted again has failed, and is one that goes on then."""
-    registered = REGISTERED.get(status.name)
-    failed = status.state in (llm_pb2.JOB_STATE_FAILED, llm_pb2.JOB_STATE_TIMED_OUT)
-    return failed and registered is not None and registered.resumes

@@ -5,7 +5,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from jobs.pipelines import MAX_TEXT_BYTES
 from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
-from pipelines import Pipeline, StepFailed, pipeline
+from pipelines import Incomplete, Pipeline, StepFailed, pipeline
 
 _WIDE = 20
 """Tokens of [[wide]], of 4 KiB each: more than 64 KiB of text."""
@@ -51,6 +51,15 @@ async def batching(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
         for number in range(count.value)
     ]
     return await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=4)))
+
+
+@pipeline("batching-again", Int32Value, batch_pb2.BatchStatus, resumes=True)
+async def batching_again(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
+    """Run a batch of so many lines, and fail without a yes. Who submits it again is asked again."""
+    status = await batching(llm, count)
+    if not await llm.approve("ask", "Is it good?"):
+        raise Incomplete(status, "the answer was no")
+    return status  # type: ignore[no-any-return]
 
 
 @pipeline("lingering", Int32Value, batch_pb2.BatchStatus)
