@@ -115,7 +115,7 @@ class LLMPipelineWorkflow:
     @one_input
     def note_questions(self, told: internal_pb2.PipelineQuestions | None = None) -> None:
         """Note how many steps of a pipeline within this one wait for an answer."""
-        if told is not None:
+        if told is not None and workflow.patched(names.PATCH_NOTES_QUESTIONS):
             self._execution.tree.questions(told.pipeline_id.removeprefix(f"{self._execution.id}/"), told.needs_answer)
 
     @workflow.update(name=names.UPDATE_ANSWER_STEP)

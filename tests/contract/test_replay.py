@@ -206,6 +206,41 @@ def json_of(message: Message) -> Any:
     return MessageToDict(payload)
 
 
+async def test_a_question_of_which_an_earlier_version_took_no_notice_changes_nothing_in_a_replay() -> None:
+    """During an upgrade a pipeline of this version may be a step of one that a gateway of an earlier version runs."""
+    path = HISTORIES / "pipeline-with-a-batch.v8.json"
+    history = json.loads(path.read_text())
+    # It comes with a timer after which there was nothing to do, as event 40.
+    before, after = history["events"][:39], [_later_by_one(event, 40) for event in history["events"][39:]]
+    questions = internal_pb2.PipelineQuestions(pipeline_id=f"{read(path).workflow_id}/lines", needs_answer=1)
+    signaled = {
+        "eventId": "40",
+        "eventTime": before[-1]["eventTime"],
+        "eventType": "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED",
+        "workflowExecutionSignaledEventAttributes": {
+            "signalName": names.SIGNAL_QUESTIONS,
+            "input": {"payloads": [json_of(questions)]},
+        },
+    }
+    history["events"] = [*before, signaled, *after]
+    earlier = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
+    await replayer(LLMPipelineWorkflow, runner=UnsandboxedWorkflowRunner()).replay_workflow(earlier)
+
+
+def _later_by_one(value: Any, first: int) -> Any:
+    """Return a part of a history with the ids of events from one on increased by one."""
+    if isinstance(value, list):
+        return [_later_by_one(item, first) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: str(int(item) + 1)
+        if name.lower().endswith("eventid") and int(item) >= first
+        else _later_by_one(item, first)
+        for name, item in value.items()
+    }
+
+
 async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
     """An earlier version did not shorten the id of an LLMDeliveryWorkflow, and a job's id could be as long."""
     short = read(HISTORIES / "succeeded-notification-failed.v1.json")
