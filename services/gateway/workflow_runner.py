@@ -1,13 +1,10 @@
 """Runs the workflows of a gateway so that no code in them ends it, and no busy machine ends them."""
 
-from typing import Final
-
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstance, WorkflowInstanceDetails
 
-TASK_SECONDS: Final = 10
-"""Maximum time of a workflow task, after which Temporal gives it to another worker."""
+from jobs.pipelines import TASK_TIMEOUT
 
 
 class ContainedRunner(UnsandboxedWorkflowRunner):
@@ -32,7 +29,7 @@ class ContainedRunner(UnsandboxedWorkflowRunner):
 
 
 def patient(worker: Worker) -> Worker:
-    """Let each workflow task have TASK_SECONDS, and return the worker.
+    """Let each workflow task have the time that Temporal gives one of a pipeline, and return the worker.
 
     The SDK takes one that needs 2 s for a deadlock, as any may on a busy machine, and interrupts it in the middle of
     asyncio's code. Then tasks of the workflow may never end, so that it cannot be evicted, and it is stuck until the
@@ -40,5 +37,5 @@ def patient(worker: Worker) -> Worker:
     """
     workflows = worker._workflow_worker
     if workflows is not None and workflows._deadlock_timeout_seconds is not None:
-        workflows._deadlock_timeout_seconds = TASK_SECONDS
+        workflows._deadlock_timeout_seconds = TASK_TIMEOUT.seconds
     return worker
