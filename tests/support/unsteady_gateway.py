@@ -110,11 +110,12 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "the stream was reset")
         if turn.fails:
             code = code_pb2.RESOURCE_EXHAUSTED if turn.full else code_pb2.UNAVAILABLE
-            status = status_pb2.Status(code=code)
+            message = "too many watchers" if turn.full else "the connection broke"
+            # Go takes the message from here.
+            status = status_pb2.Status(code=code, message=message)
             if turn.retry_delay is not None:
                 status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=turn.retry_delay))
             trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-            message = "too many watchers" if turn.full else "the connection broke"
             await context.abort(grpc.StatusCode[code_pb2.Code.Name(code)], message, trailers)
 
 
