@@ -884,7 +884,7 @@ async def test_an_issuer_that_is_away_shuts_nobody_out(stack: Stack, tmp_path: P
         ({"GATEWAY_JWT_KEYS": "http://issuer.test/keys"}, ["GATEWAY_JWT_KEYS", "https"]),
         ({"GATEWAY_JWT_ALGORITHMS": '["HS256"]'}, ["GATEWAY_JWT_ALGORITHMS"]),
         ({"GATEWAY_JWT_ALGORITHMS": '["none"]'}, ["GATEWAY_JWT_ALGORITHMS"]),
-        ({"GATEWAY_API_KEYS_FILE": "/nowhere/keys.json"}, ["/nowhere/keys.json"]),
+        ({"GATEWAY_API_KEYS_FILE": "/nowhere/keys.json"}, ["GATEWAY_API_KEYS_FILE: ", "/nowhere/keys.json cannot be"]),
         (
             {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "(?P<tenant>.+)", "scopes": ["jobs:read"], "tenant": "a"}]'},
             ["GATEWAY_CLIENT_CERTIFICATES", "not from both"],

@@ -313,7 +313,7 @@ async def test_tokens_and_client_certificates_count_as_at_the_gateway(
             {"CODEC_HOST": "0.0.0.0"},
             ["CODEC_API_KEYS_FILE", "CODEC_JWT_ISSUER", "CODEC_CLIENT_CERTIFICATES", "CODEC_ALLOW_ANONYMOUS=true"],
         ),
-        ({"CODEC_API_KEYS_FILE": "/nowhere/keys.json"}, ["/nowhere/keys.json"]),
+        ({"CODEC_API_KEYS_FILE": "/nowhere/keys.json"}, ["CODEC_API_KEYS_FILE: ", "/nowhere/keys.json cannot be"]),
         ({"CODEC_JWT_ISSUER": ISSUER}, ["CODEC_JWT_AUDIENCE and CODEC_JWT_KEYS"]),
         (
             {"CODEC_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/b", "scopes": ["admin:codec"]}]'},

@@ -59,7 +59,9 @@ async def test_a_file_that_is_not_there_ends_the_process_and_not_the_check(stack
     await process.start()
     async with asyncio.timeout(PATIENCE):
         assert await process.wait() == 1
+    assert "CODEC_METRICS_API_KEYS_FILE: " in process.log
     assert "/nowhere/keys.json cannot be read" in process.log
+    assert "Traceback" not in process.log
 
 
 @pytest.mark.parametrize("kind", SERVICES)

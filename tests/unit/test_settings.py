@@ -4,7 +4,7 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -14,15 +14,17 @@ from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
 from jobs.classes import NAMES
+from runtime.audit_file import AuditFile
 from runtime.auth_keys import KeysFile
 from runtime.environment import (
+    WrongSetting,
     read_variable_files,
     rename_variables,
     setting_problems,
     unknown_variables,
 )
 from runtime.files import ReadableFile
-from runtime.temporal import TemporalSettings
+from runtime.temporal import TemporalSettings, connect
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
@@ -260,6 +262,16 @@ def test_a_file_of_keys_that_holds_none_is_named_with_its_setting(
         "GATEWAY_API_KEYS_FILE",
         "GATEWAY_JWT_KEYS",
     ]
+
+
+async def test_a_file_that_is_no_setting_of_ours_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporal's own configuration names the files of its TLS. A file that a process writes is opened at the start."""
+    monkeypatch.setenv("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "/nowhere/ca.pem")
+    nothing: Any = None
+    with pytest.raises(WrongSetting, match=r"^TEMPORAL_TLS_…: /nowhere/ca\.pem cannot be read: No such file"):
+        await connect(nothing, nothing)
+    with pytest.raises(WrongSetting, match=r"^CODEC_AUDIT: the audit log /nowhere/log cannot be opened: No such file"):
+        AuditFile(Path("/nowhere/log"), "CODEC_AUDIT")
 
 
 def durations(settings: type[BaseSettings]) -> dict[str, str]:
