@@ -292,9 +292,10 @@ async def test_a_file_that_cannot_be_used_is_named_at_the_start(ca: Authority, p
         assert f"{wrong} {path}" in ended.errors
         assert "cannot be used" in ended.errors
         assert "Traceback" not in ended.errors
-    ended = await run(tool("python"), "-m", "services.gateway", **{**settings, name: str(ca.folder / "no")}, **AWAY)
+    missing = ca.folder / "no"
+    ended = await run(tool("python"), "-m", "services.gateway", **{**settings, name: str(missing)}, **AWAY)
     assert ended.status == 1
-    assert f"{name}: Path does not point to a file" in ended.errors
+    assert f"{name}: Value error, {missing} cannot be read: No such file" in ended.errors
 
 
 @pytest.fixture
