@@ -232,10 +232,14 @@ async def test_temporal_keeps_what_a_schedule_says(
 ) -> None:
     """Its own default of the catch-up window is a year."""
     window = {"catch_up_window": {"seconds": 90}} if policy else {}
-    id_ = await create(schedules, new_schedule(overlap=policy, **window), paused=True)
-    kept = (await temporal.get_schedule_handle(id_).describe()).schedule.policy
-    assert kept.overlap == of_temporal
-    assert kept.catchup_window == timedelta(seconds=90 if policy else 3600)
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+    end = start + timedelta(days=400)
+    times = {"cron": ["0 0 1 1 *"], "jitter": {"seconds": 30}, "start_time": at(start), "end_time": at(end)}
+    id_ = await create(schedules, new_schedule(times=times, overlap=policy, **window), paused=True)
+    kept = (await temporal.get_schedule_handle(id_).describe()).schedule
+    assert kept.policy.overlap == of_temporal
+    assert kept.policy.catchup_window == timedelta(seconds=90 if policy else 3600)
+    assert (kept.spec.jitter, kept.spec.start_at, kept.spec.end_at) == (timedelta(seconds=30), start, end)
     await delete(schedules, id_)
 
 
