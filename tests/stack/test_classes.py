@@ -144,9 +144,10 @@ class Crowded:
     @activity.defn(name=names.ACTIVITY_RUN)
     async def run(self, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
         """Hand the job over as a worker without a seat does, or finish it."""
-        metadata = llm_pb2.ResultMetadata(attempts=1, pauses=request.unseated, engine_time=Duration(seconds=1))
+        number = request.earlier_attempts + activity.info().attempt
+        metadata = llm_pb2.ResultMetadata(attempts=number, pauses=request.unseated, engine_time=Duration(seconds=1))
         result = llm_pb2.JobResult(metadata=metadata, finish_reason=llm_pb2.FINISH_REASON_STOP)
-        attempt = result.attempts.add(attempt=1, end=llm_pb2.ATTEMPT_END_FINISHED)
+        attempt = result.attempts.add(attempt=number, end=llm_pb2.ATTEMPT_END_FINISHED)
         attempt.start_time.GetCurrentTime()
         if request.unseated < self._pauses:
             attempt.end = llm_pb2.ATTEMPT_END_PAUSED

@@ -1,10 +1,14 @@
-"""Items of a chunk on their own: what they do with their seats."""
+"""Items of a chunk on their own: what they do with their seats, and what they cost."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime
+from typing import Any, cast
 
+import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from temporalio.testing import ActivityEnvironment
@@ -17,7 +21,7 @@ from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.losses import Losses
-from services.gpu_worker.engines.engine import EngineConfig, create_engine
+from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.store import ListedObject, StoredObject, StoreUnavailable
 
@@ -55,31 +59,81 @@ class _Away:
         raise StoreUnavailable("the store of the test is away")
 
 
-async def test_an_item_that_waits_for_the_store_of_its_prompt_has_no_seat() -> None:
+class _Charging:
+    """The engine, of a provider that says what it has charged; None: it does not."""
+
+    def __init__(self, engine: Engine, charged: int | None) -> None:
+        self._engine = engine
+        self._charged = charged
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        async with aclosing(self._engine.generate(generation)) as outputs:
+            async for output in outputs:
+                last = output.finish_reason is not None
+                yield replace(output, cost_micros=self._charged) if last else output
+
+
+class Items:
+    """A worker with one seat that runs one item."""
+
+    def __init__(self, engine: Engine, store: Any = None, **of_chunk: Any) -> None:
+        meter, loaded = MeterProvider().get_meter("test"), asyncio.create_task(asyncio.sleep(0))
+        self._feed = MemoryFeed()
+        self.jobs = RunLLMOnGPU(engine, loaded, self._feed, SETTINGS, "w", meter, trace.NoOpTracer(), store)
+        batch = batch_pb2.BatchRequest(user_id="u", request_id="r")
+        self._request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=batch, **of_chunk)
+        self._runner = ItemRunner(self._request, 1, self.jobs, engine, SETTINGS, "w")
+
+    async def run(self, **fields: Any) -> batch_pb2.BatchItem:
+        """Run the item of a line with these fields, which has a seat."""
+        data = json.dumps({"request_id": "1", "model": "docstrings", **fields}).encode()
+        line = self._runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
+        with self.jobs.seats.attempt(seat_request(self._request, 0), item=True) as seat:
+            assert seat.ask()
+            log = ChunkLog(self._feed, "chunk", 1, "w").item(0)
+            return await self._runner.run(RunningItem(0, seat, log, Losses()), line)
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[Engine]:
+    engine = create_engine("simulated", EngineConfig("", 1, {"tokens_per_second": 2000}))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def test_an_item_that_waits_for_the_store_of_its_prompt_has_no_seat(engine: Engine) -> None:
     """Whoever needs the seat meanwhile gets it, and need not wait for the store."""
-    store, feed = _Away(), MemoryFeed()
-    engine, meter = create_engine("simulated", EngineConfig("", 1, {})), MeterProvider().get_meter("test")
-    loaded = asyncio.create_task(asyncio.sleep(0))
-    jobs = RunLLMOnGPU(engine, loaded, feed, SETTINGS, "w", meter, trace.NoOpTracer(), store)
-    request = internal_pb2.ChunkRequest(
-        batch_id="llmbatch-u-r", count=1, batch=batch_pb2.BatchRequest(user_id="u", request_id="r")
-    )
-    runner = ItemRunner(request, 1, jobs, engine, SETTINGS, "w")
-    file = {"file_id": f"output-{64 * '0'}", "sha256": f"{43 * 'A'}=", "size_bytes": 1}
-    data = json.dumps({"request_id": "1", "model": "docstrings", "prompt_file": file}).encode()
-    line = runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
+    store = _Away()
+    items = Items(engine, store)
 
     async def run() -> None:
-        with jobs.seats.attempt(seat_request(request, 0), item=True) as seat:
-            assert seat.ask()
-            log = ChunkLog(feed, "chunk", 1, "w").item(0)
-            running = asyncio.create_task(runner.run(RunningItem(0, seat, log, Losses()), line))
-            await store.asked.wait()
-            urgent = internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=common_pb2.JOB_CLASS_HIGH))
-            with jobs.seats.attempt(urgent) as other:
-                assert other.ask()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            assert running.cancelled()
+        file = {"file_id": f"output-{64 * '0'}", "sha256": f"{43 * 'A'}=", "size_bytes": 1}
+        running = asyncio.create_task(items.run(prompt_file=file))
+        await store.asked.wait()
+        urgent = internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=common_pb2.JOB_CLASS_HIGH))
+        with items.jobs.seats.attempt(urgent) as other:
+            assert other.ask()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert running.cancelled()
 
     await ActivityEnvironment().run(run)
+
+
+@pytest.mark.parametrize("charged", [None, 0, 7])
+async def test_what_a_provider_has_charged_for_an_item_comes_before_the_price(
+    engine: Engine, charged: int | None
+) -> None:
+    price = llm_pb2.ModelPrice(currency="EUR", prompt_micros_per_million=0, output_micros_per_million=2_000_000)
+    items = Items(cast("Engine", _Charging(engine, charged)), price=price)
+
+    async def run() -> batch_pb2.BatchItem:
+        return await items.run(prompt="Say something.", params={"max_tokens": 10})
+
+    item = await ActivityEnvironment().run(run)
+    assert item.result.metadata.output_tokens == 10
+    assert item.result.metadata.cost_micros == (20 if charged is None else charged)
