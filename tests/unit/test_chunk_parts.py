@@ -69,9 +69,12 @@ async def test_a_chunk_counts_each_item_once() -> None:
     priced = item(5)
     priced.result.metadata.cost_micros = 7
     priced.result.metadata.output_tokens = 3
+    # Shown, and paid by nobody.
+    priced.result.metadata.wasted_tokens = 5
     chunk.add([(5, priced), (127, priced)], [ref])
     known = chunk.result(running=4)
     assert (done_count(known), known.usage.output_tokens, known.usage.cost_micros) == (2, 6, 14)
+    assert known.usage.wasted_tokens == 10
     assert (known.counts.total, known.counts.succeeded, known.counts.running) == (128, 2, 4)
     again = Chunk(REQUEST, known, 2)
     assert again.todo() == [place for place in range(128) if place not in (5, 127)]
