@@ -15,7 +15,10 @@ with workflow.unsafe.imports_passed_through():
 from workflows import activities
 
 ADMISSION: Final = timedelta(minutes=1)
-"""Maximum time to check a step and to choose its options."""
+"""Maximum time of an attempt to check a step and to choose its options."""
+_LONGEST_PAUSE: Final = timedelta(seconds=5)
+"""Maximum pause between two attempts within a workflow task, which takes in nothing meanwhile, such as a cancel."""
+_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _Waiting = tuple[llm_pb2.JobRequest, "asyncio.Future[internal_pb2.JobOptions | None]"]
 
@@ -33,12 +36,20 @@ class Admission:
         self._waiting: list[_Waiting] = []
         self._admitting: set[asyncio.Task[None]] = set()
 
-    async def options_of(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
-        """Return the options of a job. Raises ActivityError for one that is refused."""
+    async def options_of(self, job: llm_pb2.JobRequest, within: timedelta) -> internal_pb2.JobOptions:
+        """Return the options of a job, which has so much time: a store that is away, or a limit, delays its step.
+
+        Raises ActivityError for one that is refused.
+        """
         if self.together and (chosen := await self._with_others(job)) is not None:
             return chosen
         return await workflow.execute_local_activity(
-            activities.admit_step, job, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
+            activities.admit_step,
+            job,
+            schedule_to_close_timeout=within,
+            start_to_close_timeout=ADMISSION,
+            retry_policy=_RETRIES,
+            local_retry_threshold=_LONGEST_PAUSE,
         )
 
     async def _with_others(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions | None:

@@ -160,10 +160,11 @@ class Execution:
         pipeline, info = self.pipeline, workflow.info()
         job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
         job.job_class = pipeline.job_class
-        job.timeouts.total.CopyFrom(options.duration(self.within(step.path, timeout)))
+        within = self.within(step.path, timeout)
+        job.timeouts.total.CopyFrom(options.duration(within))
         if (left := self.grant(step)) is not None:
             job.budget.CopyFrom(left)
-        chosen = await self.admission.options_of(job)
+        chosen = await self.admission.options_of(job, within)
         if not self.compensating:
             await self.leases.take(step.path, reserved_tokens(job, chosen.default_max_tokens))
         start = job_start(

@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,13 +20,14 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
 from pipelines.workflow import LLMPipelineWorkflow
 from services.gateway.pipelines import catalogue as catalogue  # it registers the pipelines
-from tests.support.files import bad_fields
-from tests.support.pipelines import Followed, follow, submit
+from tests.support.files import bad_fields, new_file, upload
+from tests.support.pipelines import WITH_PIPELINES, Followed, answer, follow, new_pipeline, submit
 from tests.support.refinements import refinement
 from tests.support.stacks import stack_settings
 from tests.support.worlds import MODELS, PAINTER, new_world, world_of
@@ -234,3 +237,27 @@ def nameless(world: pipeline_pb2.WorldResult) -> pipeline_pb2.WorldResult:
     for ref in (*world.images, *(post.image for post in world.posts)):
         ref.ClearField("file_id")
     return world
+
+
+@pytest.mark.long
+async def test_a_step_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
+    """Its admission reads the beginning of its prompt_file. After a minute the step failed, and its pipeline."""
+    environment, store, away = WITH_PIPELINES, tmp_path / "store", tmp_path / "away"
+    async with (
+        Stack(stack_settings(tmp_path), only=SERVICES, environment=environment) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        stub: Any = PipelineServiceStub(channel)
+        key = new_file()
+        ref = (await upload(FileServiceStub(channel), key, b"Rain falls.")).ref
+        id_ = (await submit(stub, new_pipeline("asked-reader", ref, user_id=key["file"].user_id))).pipeline_id
+        await follow(stub, id_, until=lambda seen: "ask" in seen.steps and bool(seen.steps["ask"].question))
+        shutil.move(store, away)
+        await answer(stub, id_, "ask", "yes", approved=True)
+        with pytest.raises(TimeoutError):
+            # It has not ended when it had before.
+            async with asyncio.timeout(70):
+                await follow(stub, id_)
+        shutil.move(away, store)
+        seen = await follow(stub, id_)
+        assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status

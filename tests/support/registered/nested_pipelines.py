@@ -43,6 +43,13 @@ async def librarian(llm: Pipeline, ref: common_pb2.FileRef) -> StringValue:
     return StringValue(value=f"{again}: {generated.text}")
 
 
+@pipeline("asked-reader", common_pb2.FileRef, StringValue)
+async def asked_reader(llm: Pipeline, ref: common_pb2.FileRef) -> StringValue:
+    """Ask, and then generate from a file."""
+    await llm.approve("ask", "Now?")
+    return StringValue(value=(await llm.generate("read", model="docstrings", prompt_file=ref, max_tokens=4)).text)
+
+
 @pipeline("batching", Int32Value, batch_pb2.BatchStatus)
 async def batching(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
     """Run a batch of so many lines."""
