@@ -20,6 +20,15 @@ MAX_PROCESSES: Final = 2
 """Maximum number of such processes. Each takes a core and some 150 MB."""
 _HEARTBEAT: Final = timedelta(seconds=5)
 _MAX_WORDS: Final = 2000
+_NOT_OF_STEPS: Final = (
+    "OTEL_",
+    "GATEWAY_API_KEYS_FILE",
+    "GATEWAY_JWT_",
+    "GATEWAY_CLIENT_CERTIFICATES",
+    "GATEWAY_TLS_",
+)
+"""Beginnings of the variables that steps do not get: they have no part in the gateway's traces and metrics, and a file
+of credentials that is gone would end them, while the gateway goes on with what it has read."""
 _MAX_CRASHES: Final = 10
 """Maximum number of failures of a step for unknown reasons. A gateway that is killed meanwhile does not count."""
 CONTENT_UNREADABLE: Final = "CONTENT_UNREADABLE"
@@ -47,8 +56,9 @@ class Processes:
 
 
 async def _run(step: str, task: bytes, crashes: int) -> bytes:
-    # The steps have no part in the traces and metrics of the gateway.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OF_STEPS)}
+    # Nobody calls a step, so it asks for no credentials.
+    environment["GATEWAY_HOST"] = "127.0.0.1"
     # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock
     # that another thread of the gateway held, and the event loop waits for the child.
     process = subprocess.Popen(  # noqa: ASYNC220, S603 -- ours; it returns once the program is loaded
