@@ -16,9 +16,11 @@ from workflows import activities
 
 ADMISSION: Final = timedelta(minutes=1)
 """Maximum time of an attempt to check a step and to choose its options."""
+_LONGEST: Final = timedelta(minutes=10)
+"""Maximum time to check a step in all. Each attempt adds events to the history, for each of the steps that wait."""
 _LONGEST_PAUSE: Final = timedelta(seconds=5)
 """Maximum pause between two attempts within a workflow task, which takes in nothing meanwhile, such as a cancel."""
-_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1))
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _Waiting = tuple[llm_pb2.JobRequest, "asyncio.Future[internal_pb2.JobOptions | None]"]
 
@@ -37,7 +39,7 @@ class Admission:
         self._admitting: set[asyncio.Task[None]] = set()
 
     async def options_of(self, job: llm_pb2.JobRequest, within: timedelta) -> internal_pb2.JobOptions:
-        """Return the options of a job, which has so much time: a store that is away, or a limit, delays its step.
+        """Return the options of a job, which has so much time: a store that is away for some minutes delays its step.
 
         Raises ActivityError for one that is refused.
         """
@@ -46,7 +48,7 @@ class Admission:
         return await workflow.execute_local_activity(
             activities.admit_step,
             job,
-            schedule_to_close_timeout=within,
+            schedule_to_close_timeout=min(within, _LONGEST),
             start_to_close_timeout=ADMISSION,
             retry_policy=_RETRIES,
             local_retry_threshold=_LONGEST_PAUSE,
