@@ -247,7 +247,9 @@ async def test_temporal_is_not_asked_about_bad_requests(tmp_path_factory: pytest
         grpc.aio.insecure_channel(stack.address("gateway")) as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="llm.v1.LlmService"))
-        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        # A busy machine may be between two of its answers.
+        while (await health.read()).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
         await stack.processes["temporal"].kill()
         assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
