@@ -233,7 +233,7 @@ PATCH_STEP_TURNS: Final = "begins-steps-in-turns"
 PATCH_WIDE_MAPS: Final = "refuses-wide-maps"
 # A pipeline tells the one of which it is a step how many of its steps wait for an answer.
 PATCH_TELLS_QUESTIONS: Final = "tells-questions"
-# It is noted there. An earlier version took no notice, when a step that a gateway of this version runs told it.
+# The pipeline above notes it. In a history of an earlier version the signal may stand, too, and changes nothing there.
 PATCH_NOTES_QUESTIONS: Final = "notes-questions"
 # A cancel of a pipeline cancels each step once, although the first one that ends ends the fan-out of all of them.
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"

@@ -43,6 +43,6 @@ def is_usable(result: llm_pb2.JobResult, schema: Mapping[str, Any]) -> bool:
 
 
 def _refused(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """Return what the schema does not allow, unless a pipeline has begun to run when nobody looked."""
+    """Return what the schema does not allow. The steps that an earlier version has run are not checked."""
     wrong = misfit(value, dict(schema))
     return wrong if wrong is not None and workflow.patched(names.PATCH_FORMS) else None

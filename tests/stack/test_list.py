@@ -14,7 +14,7 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import details_of, new_job
+from tests.support.jobs import details_of, new_job, until_answered
 from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
 
 KEY = {"GATEWAY_PAGE_TOKEN_KEY": "only gateways know this"}
@@ -65,20 +65,12 @@ async def test_many_lists_look_at_few_jobs_at_once(slow: Slow, open_jobs: None) 
     slow.proxy.delays[method] = 0.1
     request = llm_pb2.ListRequest(user_id=USER, page_size=OPEN)
 
-    async def page() -> llm_pb2.ListResponse:
-        while True:
-            try:
-                listed: llm_pb2.ListResponse = await slow.stub.List(request, timeout=60)
-            except grpc.aio.AioRpcError as error:
-                # A busy machine may not list in the time that this gateway gives it.
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-            else:
-                return listed
-
     try:
         async with asyncio.timeout(120):
-            pages = await asyncio.gather(*(page() for _ in range(10)))
+            # A busy machine may not list in the time that this gateway gives it.
+            pages = await asyncio.gather(
+                *(until_answered(lambda: slow.stub.List(request, timeout=60)) for _ in range(10))
+            )
     finally:
         slow.proxy.delays.clear()
     assert all(len(page.jobs) == OPEN for page in pages)

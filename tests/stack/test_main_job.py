@@ -27,6 +27,7 @@ from tests.support.jobs import (
     new_job,
     run_job,
     unpack,
+    until_answered,
     until_message,
     until_output,
     watch,
@@ -187,21 +188,10 @@ async def test_a_quiet_stream_carries_keepalives(stub: LlmServiceStub) -> None:
 async def test_the_same_key_submitted_at_once_is_one_job(stub: LlmServiceStub) -> None:
     """Two clients submit one key concurrently, 50 times. Each time there is one workflow, and both get its id."""
 
-    async def submitted(request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
-        while True:
-            try:
-                response: llm_pb2.SubmitResponse = await stub.Submit(request, timeout=60)
-            except grpc.aio.AioRpcError as error:
-                # Temporal may be too busy to answer.
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-            else:
-                return response
-
     async def both() -> None:
         job = new_job(params={"max_tokens": 1})
         request = llm_pb2.SubmitRequest(job=job)
-        one, two = await asyncio.gather(submitted(request), submitted(request))
+        one, two = await asyncio.gather(*(until_answered(lambda: stub.Submit(request, timeout=60)) for _ in range(2)))
         assert (one.workflow_id, one.run_id) == (two.workflow_id, two.run_id)
         assert one.run_id
 

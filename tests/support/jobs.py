@@ -4,9 +4,9 @@ Watchers use the generated stub: a stream that breaks fails the test, where dura
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 
+_T = TypeVar("_T")
 PATIENCE_SECONDS = 180
 """Deadline of a stream. A busy machine makes a job many times slower, which says nothing of the code."""
 
@@ -102,6 +103,16 @@ async def until_message(
         if condition(message):
             return
     raise AssertionError("the job ended before a message met the condition")
+
+
+async def until_answered(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the answer of a call. It is made again while it is UNAVAILABLE: Temporal may be too busy to answer."""
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
 
 
 async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
