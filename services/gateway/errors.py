@@ -267,8 +267,12 @@ def from_temporal(error: RPCError) -> ApiError:
     if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
         return exhausted("Temporal is at its rate limit; call again")
     # The SDK reports its own time limit as CANCELLED.
-    late = error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
-    why = "has not answered in time" if late else f"cannot be reached ({error.status.name})"
+    if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED):
+        why = "has not answered in time"
+    elif error.status == RPCStatusCode.UNAVAILABLE:
+        why = "cannot be reached"
+    else:
+        why = f"has failed ({error.status.name})"
     return temporal_unavailable(f"Temporal {why}; call again")
 
 

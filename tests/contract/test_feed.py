@@ -83,8 +83,10 @@ async def nats_feed(broker: Stack) -> NatsFeed:
 async def jetstream(broker: Stack) -> AsyncIterator[JetStreamContext]:
     """Open a client, as an operator would."""
     client = await nats.connect(f"nats://{broker.address('nats')}")
-    yield client.jetstream()
-    await client.close()
+    try:
+        yield client.jetstream()
+    finally:
+        await client.close()
 
 
 @pytest.fixture(params=["memory", "nats", "memory-encrypted", "nats-encrypted"])

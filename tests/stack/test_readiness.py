@@ -120,9 +120,11 @@ async def silent_clients(url: str, number: int) -> AsyncIterator[list[asyncio.St
     """Hold connections open that send nothing, and yield their readers in the order of their beginning."""
     parts = urlsplit(url)
     clients = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(number)]
-    yield [reader for reader, _ in clients]
-    for _, writer in clients:
-        writer.close()
+    try:
+        yield [reader for reader, _ in clients]
+    finally:
+        for _, writer in clients:
+            writer.close()
 
 
 def threads_of(process: Process) -> int:

@@ -198,8 +198,10 @@ async def a_worker_is_killed(site: Site) -> AsyncIterator[Situation]:
     await site.stack.processes["gpu-worker"].kill()
     id_ = await site.submit(new_job(params={"max_tokens": 1}))
     await site.until_workers(0)
-    yield Situation({}, (r"is down", r"gateway-api|lives", r"activity +[1-9]"))
-    await site.start_again("gpu-worker")
+    try:
+        yield Situation({}, (r"is down", r"gateway-api|lives", r"activity +[1-9]"))
+    finally:
+        await site.start_again("gpu-worker")
     assert (await watch(site.jobs, id_)).final.status.state == llm_pb2.JOB_STATE_SUCCEEDED
 
 
@@ -233,19 +235,23 @@ async def a_receiver_is_gone_and_back(site: Site) -> AsyncIterator[Situation]:
 async def the_feed_is_away(site: Site) -> AsyncIterator[Situation]:
     await site.stack.processes["nats"].kill()
     await site.until_ready_says("gateway", "degraded", "feed")
-    yield Situation({}, (r'"ready": true', r'"feed": "is not connected'))
-    await site.start_again("nats")
-    await site.until_workers(1)
+    try:
+        yield Situation({}, (r'"ready": true', r'"feed": "is not connected'))
+    finally:
+        await site.start_again("nats")
+        await site.until_workers(1)
 
 
 @asynccontextmanager
 async def temporal_is_away(site: Site) -> AsyncIterator[Situation]:
     await site.stack.processes["temporal"].kill()
     await site.until_ready_says("gateway", "missing", "temporal")
-    yield Situation({}, (r'"ready": false', r'"temporal": "does not answer"', "Temporal does not answer"))
-    await site.start_again("temporal")
-    for name in ("gateway", "gpu-worker", "notifier", "http"):
-        await site.stack.processes[name].wait_ready()
+    try:
+        yield Situation({}, (r'"ready": false', r'"temporal": "does not answer"', "Temporal does not answer"))
+    finally:
+        await site.start_again("temporal")
+        for name in ("gateway", "gpu-worker", "notifier", "http"):
+            await site.stack.processes[name].wait_ready()
 
 
 @asynccontextmanager
@@ -263,8 +269,11 @@ async def a_quota_is_full(site: Site) -> AsyncIterator[Situation]:
     full = 'llm_quota_usage_ratio{llm_quota="max_open_jobs",llm_tenant="acme"} 1.0'
     await site.until_metrics_show("gateway", full)
     refused = r'llm_gateway_quota_refusals_total\{llm_quota="max_open_jobs",llm_tenant="acme"\} [1-9]'
-    yield Situation({"DURABLE_LLM_API_KEY": site.tenant}, (r"open.*jobs", re.escape(full), refused, "class_refusals"))
-    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=open_))
+    shown = (r"open.*jobs", re.escape(full), refused, "class_refusals")
+    try:
+        yield Situation({"DURABLE_LLM_API_KEY": site.tenant}, shown)
+    finally:
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=open_))
 
 
 @asynccontextmanager

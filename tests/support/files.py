@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
 from llm_pb import file_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
-from tests.support.jobs import details_of
+from tests.support.jobs import details_of, unpack
 
 PATIENCE: Final = 120
 PIECE: Final = 1024 * 1024
@@ -43,10 +44,21 @@ def messages(
 async def upload(
     stub: Any, key: dict[str, Any], content: bytes, offset: int = 0, *, last: bool = True, piece: int = PIECE
 ) -> file_pb2.File:
-    """Upload a content in one call and return the file."""
-    call = stub.UploadFile(messages(key, content, offset, last=last, piece=piece), timeout=PATIENCE)
-    response: file_pb2.UploadFileResponse = await call
-    return response.file
+    """Upload a content and return the file. Call again after Temporal was too busy to answer."""
+    goes_on = False
+    while True:
+        try:
+            call = stub.UploadFile(messages(key, content, offset, last=last, piece=piece), timeout=PATIENCE)
+            response: file_pb2.UploadFileResponse = await call
+        except grpc.aio.AioRpcError as error:
+            status = rpc_status.from_call(error)
+            info = unpack(status).get("ErrorInfo") if status else None
+            if info is None or info.reason not in ("TEMPORAL_UNAVAILABLE", "WRONG_OFFSET" if goes_on else ""):
+                raise
+            goes_on = True
+            offset = int(info.metadata.get("committed_bytes", offset))
+        else:
+            return response.file
 
 
 async def download(stub: Any, file_id: str, offset: int = 0, limit: int = 0) -> bytes:

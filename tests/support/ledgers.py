@@ -64,8 +64,10 @@ async def ledger_whose_check_lasts(
             # A workflow gets signals during a local activity at four fifths of this time.
             task_timeout=timedelta(seconds=1),
         )
-        yield ledger
-        await ledger.terminate()
+        try:
+            yield ledger
+        finally:
+            await ledger.terminate()
 
 
 async def lease_in_a_check(temporal: Client, tenant: str) -> tuple[int, internal_pb2.LedgerUsage, str]:

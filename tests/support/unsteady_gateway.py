@@ -133,5 +133,7 @@ async def serving(stack: Stack, *turns: Turn) -> AsyncIterator[UnsteadyGateway]:
         )
         gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
-        yield gateway
-        await server.stop(None)
+        try:
+            yield gateway
+        finally:
+            await server.stop(None)

@@ -121,9 +121,11 @@ async def serving(credentials: grpc.ServerCredentials, authenticators: Sequence[
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     keeping = asyncio.create_task(interceptor.keep_current())
-    yield f"127.0.0.1:{port}"
-    keeping.cancel()
-    await server.stop(0)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        keeping.cancel()
+        await server.stop(0)
 
 
 async def who(address: str, credentials: grpc.ChannelCredentials, metadata: Metadata = (), method: str = METHOD) -> str:
