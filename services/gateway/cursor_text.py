@@ -23,14 +23,14 @@ def encode(stream: str, state: Message) -> str:
     return base64.urlsafe_b64encode(_tag(stream) + data).decode().rstrip("=")
 
 
-def decode(stream: str, text: str, kind: type[M]) -> M:
-    """Return what encode() got. Raises BadCursor."""
+def decode(stream: str, text: str, kind: type[M], max_bytes: int = _MAX_BYTES) -> M:
+    """Return what encode() got, a message of at most `max_bytes`. Raises BadCursor."""
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         if data[:_TAG_BYTES] != _tag(stream):
             raise BadCursor("the cursor is of another one")
         inflater = zlib.decompressobj()
-        unpacked = inflater.decompress(data[_TAG_BYTES:], _MAX_BYTES)
+        unpacked = inflater.decompress(data[_TAG_BYTES:], max_bytes)
         if not inflater.eof or inflater.unused_data:
             raise BadCursor("the cursor is not whole")
         return kind.FromString(unpacked)

@@ -16,3 +16,17 @@ def test_a_cursor_that_was_cut_or_lengthened_is_refused() -> None:
     for broken in [text[:end] for end in range(1, len(text))] + [text + text, text + "AAAA"]:
         with pytest.raises(BadCursor):
             Cursor("llmbatch-alice-1", broken)
+
+
+@pytest.mark.parametrize("watched", [1, 40_000])
+def test_a_cursor_of_ten_million_lines_is_read_back(watched: int) -> None:
+    """Watched lines come last in a plan, and their results may come before those of all others."""
+    chunks = 10_000_000 // 128
+    first = chunks - watched
+    cursor = Cursor("llmbatch-alice-1")
+    for chunk in range(first, chunks):
+        cursor.deliver(chunk, 127)
+    text = cursor.encode()
+    assert len(text) <= 4096
+    again = Cursor("llmbatch-alice-1", text)
+    assert [again.bits(chunk) for chunk in (0, first - 1, first, chunks - 1)] == [0, 0, 1 << 127, 1 << 127]

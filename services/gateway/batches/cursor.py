@@ -4,8 +4,14 @@ A chunk's items end in any order, and its segments are rewritten meanwhile, so t
 delivered says where a reader is. It is small: all chunks before one number, and the bits of some chunks after it.
 """
 
+from typing import Final
+
 from llm_pb import internal_pb2
 from services.gateway import cursor_text
+
+_MAX_BYTES: Final = 2 * 1024 * 1024
+"""Maximum size of a cursor's content before it is compressed. Watched items come last in a plan and run at the same
+time as the others, so a cursor may hold the bits of all chunks: 18 bytes for each, 1.4 MB for ten million lines."""
 
 
 class Cursor:
@@ -47,7 +53,7 @@ class Cursor:
         return cursor_text.encode(self._batch_id, state)
 
     def _read(self, text: str) -> None:
-        state = cursor_text.decode(self._batch_id, text, internal_pb2.ResultsCursor)
+        state = cursor_text.decode(self._batch_id, text, internal_pb2.ResultsCursor, _MAX_BYTES)
         self.low, self.rest = max(state.low, 0), max(state.rest, 0)
         for index, bits in enumerate(state.bits):
             if bits:
