@@ -7,7 +7,7 @@ tenant's wrapped keys makes everything that the tenant has stored unreadable.
 """
 
 from encryption.data_keys import DataKeys
-from encryption.errors import KeyDeleted, KeysUnavailable, Unreadable
+from encryption.errors import KeyDeleted, KeysUnavailable, NoKeyStore, Unreadable
 from encryption.search_hash import SearchHash, is_hash
 from encryption.settings import Encryption, EncryptionSettings, open_encryption
 
@@ -17,6 +17,7 @@ __all__ = [
     "EncryptionSettings",
     "KeyDeleted",
     "KeysUnavailable",
+    "NoKeyStore",
     "SearchHash",
     "Unreadable",
     "is_hash",

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encryption import durable_file
 from encryption.cipher import KeyId, checked_tenant
-from encryption.errors import KeysUnavailable, Unreadable
+from encryption.errors import KeysUnavailable, NoKeyStore, Unreadable
 
 _MARK: Final = ".key-store"
 _DELETED: Final = ".deleted"
@@ -80,16 +80,18 @@ class KeyStore:
             durable_file.replace(self._folder / _MARK, "")
 
     def check(self) -> None:
-        """Raise KeysUnavailable when the folder is no key store."""
+        """Raise NoKeyStore when the folder is no key store, or cannot be read."""
         try:
             (self._folder / _MARK).stat()
-        except FileNotFoundError as error:
-            raise KeysUnavailable(
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NoKeyStore(
                 f"ENCRYPTION_KEY_STORE: {self._folder} is no key store: mount its volume, or create a store with "
                 "`python -m encryption init`"
             ) from error
         except OSError as error:
-            raise KeysUnavailable(f"ENCRYPTION_KEY_STORE: the key store cannot be read: {error}") from error
+            raise NoKeyStore(
+                f"ENCRYPTION_KEY_STORE: {self._folder} cannot be read: {error.strerror}; let the service's user read it"
+            ) from error
 
     def read(self, slot: Slot) -> WrappedKey | None:
         """Return the key, None when there is none or it was deleted.

@@ -138,7 +138,7 @@ def open_encryption(
 ) -> Encryption | None:
     """Return how this process encrypts, by default by the settings of the environment; None when it does not.
 
-    Raises KeysUnavailable when the folder is no key store.
+    Raises NoKeyStore when the folder is no key store, or cannot be read.
     """
     settings = settings or EncryptionSettings()
     if settings.key_store is None:

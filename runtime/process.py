@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
-from encryption import EncryptionSettings
+from encryption import EncryptionSettings, NoKeyStore
 from runtime import log, telemetry
 from runtime.environment import (
     WrongSetting,
@@ -67,7 +67,7 @@ def run(
         for problem in setting_problems(error, settings):
             _log.error("%s", problem)
         status = 1
-    except WrongSetting as error:
+    except (WrongSetting, NoKeyStore) as error:
         _log.error("%s", error)
         status = 1
     except Exception as error:  # noqa: BLE001  # the process ends here: any error belongs in the log and the exit status

@@ -175,3 +175,17 @@ async def test_a_wrong_setting_is_named_by_its_variable(service: str, variable: 
     assert says in ended.output + ended.errors
     assert value not in ended.output + ended.errors
     assert "Traceback" not in ended.output + ended.errors
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["a missing folder", "a file"])
+async def test_a_folder_that_is_no_key_store_is_named_with_what_to_do(file: bool, tmp_path: Path) -> None:
+    """The service ends with one line, without a traceback."""
+    folder = tmp_path / "keys"
+    if file:
+        folder.write_text("")
+    variables = {"ENCRYPTION_KEY_STORE": str(folder), "ENCRYPTION_KEYRING": str(tmp_path / "keyring.json")}
+    ended = await run(sys.executable, "-m", "services.notifier", **variables)
+    said = ended.output + ended.errors
+    assert ended.status == 1
+    assert f"ENCRYPTION_KEY_STORE: {folder} is no key store: mount its volume, or create a store with" in said
+    assert "Traceback" not in said
