@@ -424,9 +424,35 @@ def test_the_alerts_are_those_of_observability() -> None:
     assert rule["spec"] == alerts
 
 
+def test_the_alert_of_a_process_that_is_down_knows_the_jobs_of_every_deployment() -> None:
+    """And no other: a Prometheus may have targets of others."""
+    alerts = yaml.safe_load((ROOT / "deploy" / "observability" / "alerts.yml").read_text())["groups"]
+    (down,) = (rule for group in alerts for rule in group["rules"] if rule["alert"] == "ProcessIsDown")
+    (known,) = re.fullmatch(r'up\{job=~"(.+)"\} == 0', down["expr"]).groups()  # type: ignore[union-attr]
+    jobs = {
+        job["job_name"]
+        for place in ("compose/prometheus.yml", "observability/prometheus.yml", "observability/prometheus-secured.yml")
+        for job in yaml.safe_load((ROOT / "deploy" / place).read_text())["scrape_configs"]
+    }
+    components = {
+        labels["app.kubernetes.io/component"]
+        for example in (EVERYTHING, VERSIONED)
+        for kind in ("Deployment", "WorkerDeployment")
+        for one in of_kind(built(example), kind)
+        for labels in [one["spec"]["template"]["metadata"]["labels"]]
+    }
+    # Temporal's chart has a job for each of its services.
+    for job in (*jobs, *components, "temporal-frontend-headless"):
+        assert re.fullmatch(known, job), job
+    assert not re.fullmatch(known, "somebody-else")
+
+
 def test_the_servers_have_what_the_suite_asks_for() -> None:
     temporal, nats = (yaml.safe_load((FOLDER / "helm" / f"{name}.yaml").read_text()) for name in ("temporal", "nats"))
     dynamic = yaml.safe_load((ROOT / "deploy" / "temporal" / "dynamic-config.yaml").read_text())
     assert temporal["server"]["dynamicConfig"] == dynamic
+    shards = temporal["server"]["config"]["persistence"]["numHistoryShards"]
+    assert f" {shards} history shards," in (ROOT / "docs" / "scale.md").read_text()
+    assert f"The Helm values have {shards}." in (ROOT / "docs" / "runbook.md").read_text()
     feed = (FOLDER / "base" / "settings" / "feed.env").read_text()
     assert f"FEED_REPLICAS={nats['config']['cluster']['replicas']}\n" in feed
