@@ -264,7 +264,8 @@ async def test_batches_without_a_budget_use_no_more_than_the_day_has(
     await asyncio.gather(*(stubs.cancel(status.batch_id) for stubs, status in zip(both, created, strict=True)))
     ended = await asyncio.gather(*(stubs.end(status.batch_id) for stubs, status in zip(both, created, strict=True)))
     spent = sum(status.usage.output_tokens for status in ended)
-    assert 0 < spent == counted <= LIMIT
+    # A part that got what another gave back may have run since.
+    assert 0 < counted <= spent <= LIMIT
     assert {status.state for status in ended} == {batch_pb2.BATCH_STATE_CANCELLED}
     async with asyncio.timeout(PATIENCE):
         while await usage(stub) != (spent, 0):  # noqa: ASYNC110
