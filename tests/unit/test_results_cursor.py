@@ -2,6 +2,8 @@
 
 import pytest
 
+from llm_pb import internal_pb2
+from services.gateway import cursor_text
 from services.gateway.batches.cursor import Cursor
 from services.gateway.cursor_text import BadCursor
 
@@ -30,3 +32,12 @@ def test_a_cursor_of_ten_million_lines_is_read_back(watched: int) -> None:
     assert len(text) <= 4096
     again = Cursor("llmbatch-alice-1", text)
     assert [again.bits(chunk) for chunk in (0, first - 1, first, chunks - 1)] == [0, 0, 1 << 127, 1 << 127]
+
+
+def test_a_small_cursor_that_would_become_huge_is_refused() -> None:
+    """It would hold the event loop while it is read."""
+    state = internal_pb2.ResultsCursor(bits=[b"\x01"] * 400_000)
+    text = cursor_text.encode("llmbatch-alice-1", state)
+    assert len(text) <= 4096
+    with pytest.raises(BadCursor, match="more chunks than a batch has"):
+        Cursor("llmbatch-alice-1", text)

@@ -9,9 +9,11 @@ from typing import Final
 from llm_pb import internal_pb2
 from services.gateway import cursor_text
 
-_MAX_BYTES: Final = 2 * 1024 * 1024
+_MAX_BYTES: Final = 1_500_000
 """Maximum size of a cursor's content before it is compressed. Watched items come last in a plan and run at the same
 time as the others, so a cursor may hold the bits of all chunks: 18 bytes for each, 1.4 MB for ten million lines."""
+_MAX_CHUNKS: Final = 100_000
+"""Maximum number of chunks a cursor holds. Half a million in a cursor of 3 kB would hold the event loop for 0.2 s."""
 
 
 class Cursor:
@@ -54,6 +56,8 @@ class Cursor:
 
     def _read(self, text: str) -> None:
         state = cursor_text.decode(self._batch_id, text, internal_pb2.ResultsCursor, _MAX_BYTES)
+        if len(state.bits) > _MAX_CHUNKS:
+            raise cursor_text.BadCursor("the cursor holds more chunks than a batch has")
         self.low, self.rest = max(state.low, 0), max(state.rest, 0)
         for index, bits in enumerate(state.bits):
             if bits:
