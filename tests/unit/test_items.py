@@ -86,6 +86,7 @@ class Items:
         batch = batch_pb2.BatchRequest(user_id="u", request_id="r")
         self._request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=batch, **of_chunk)
         self._runner = ItemRunner(self._request, 1, self.jobs, engine, SETTINGS, "w")
+        self._log = ChunkLog(self._feed, "chunk", 1, "w")
 
     async def run(self, **fields: Any) -> batch_pb2.BatchItem:
         """Run the item of a line with these fields, which has a seat."""
@@ -93,8 +94,15 @@ class Items:
         line = self._runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
         with self.jobs.seats.attempt(seat_request(self._request, 0), item=True) as seat:
             assert seat.ask()
-            log = ChunkLog(self._feed, "chunk", 1, "w").item(0)
-            return await self._runner.run(RunningItem(0, seat, log, Losses()), line)
+            item = RunningItem(0, seat, self._log.item(0), Losses())
+            return await self._runner.run(item, line)
+
+    async def losses(self) -> Losses:
+        """Return what the next attempt finds if this worker is lost as another item begins."""
+        await self._log.flush()
+        following = ChunkLog(self._feed, "chunk", 2, "w")
+        await following.take_over({0})
+        return following.losses(0)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +145,14 @@ async def test_what_a_provider_has_charged_for_an_item_comes_before_the_price(
     item = await ActivityEnvironment().run(run)
     assert item.result.metadata.output_tokens == 10
     assert item.result.metadata.cost_micros == (20 if charged is None else charged)
+
+
+async def test_an_item_that_has_ended_is_not_blamed_for_what_another_does_to_its_worker(engine: Engine) -> None:
+    """It was blamed again in each attempt that found all of its tokens, for it ended before it was durable."""
+    items = Items(engine)
+
+    async def run() -> Losses:
+        await items.run(prompt="Say something.", params={"max_tokens": 10})
+        return await items.losses()
+
+    assert await ActivityEnvironment().run(run) == Losses()

@@ -181,6 +181,8 @@ class ItemRunner:
             _log.exception("an item of the batch failed", extra={"place": item.place})
             error = EngineFailed(f"the worker failed on the item: {type(failure).__name__}")
         else:
+            # Another item may kill the worker before this one is durable: it is not to blame for that.
+            await attempt.end(reason)
             return reason, None
         await self._close(attempt, error)
         return None, error
