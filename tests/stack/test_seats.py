@@ -112,6 +112,17 @@ async def status_of(client: LlmServiceStub, id_: str) -> llm_pb2.GetStatusRespon
     return response
 
 
+async def listed_worker(client: LlmServiceStub) -> llm_pb2.WorkerInfo:
+    """Return the one worker once ListWorkers knows it: its job may be quicker than the news of it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            response = await client.ListWorkers(llm_pb2.ListWorkersRequest(), timeout=20)
+            if response.workers:
+                (info,) = response.workers
+                return info
+            await asyncio.sleep(0.1)
+
+
 async def until_status(client: LlmServiceStub, id_: str) -> llm_pb2.GetStatusResponse:
     """Return the answer of GetStatus that first says that the job is paused."""
     async with asyncio.timeout(PATIENCE):
@@ -155,7 +166,7 @@ async def test_a_background_job_pauses_and_goes_on_at_the_same_token(
         assert status.progress.worker.endswith(f"-{process.pid}")
         assert 0 < status.progress.output_bytes < len(expected)
         assert not status.HasField("error")
-        (info,) = (await client.ListWorkers(llm_pb2.ListWorkersRequest())).workers
+        info = await listed_worker(client)
         assert [*info.task_queues] == ["llm-gpu-activities", "llm-gpu-activities.background"]
         scraped = await scrape(installation, process.name)
         assert scraped.total("llm_job_pauses_total") == 1

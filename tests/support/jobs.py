@@ -97,12 +97,14 @@ async def until_message(
     stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str, condition: Callable[[llm_pb2.StreamStatusResponse], bool]
 ) -> None:
     """Return once a message of the job's stream meets the condition. Raise AssertionError at the end of the job."""
+    last = None
     async for message in stub.StreamStatus(
         llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=PATIENCE_SECONDS
     ):
         if condition(message):
             return
-    raise AssertionError("the job ended before a message met the condition")
+        last = message
+    raise AssertionError(f"the job ended before a message met the condition, with {last}")
 
 
 async def until_answered(call: Callable[[], Awaitable[_T]]) -> _T:
