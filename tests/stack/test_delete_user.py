@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -22,7 +21,7 @@ from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from tests.support.batches import Stubs, lines_of, new_batch, to_jsonl
 from tests.support.deletions import PATIENCE, feed_holds, until_ended, until_no_rows
 from tests.support.files import messages, new_file, refusal, upload
-from tests.support.jobs import new_job, until_output
+from tests.support.jobs import new_job, until_answered, until_output
 from tests.support.pipelines import follow, new_pipeline
 from tests.support.pipelines import submit as submit_pipeline
 from tests.support.schedules import create, new_schedule, trigger
@@ -130,20 +129,6 @@ async def test_nothing_is_left_of_a_user(stack: Stack, stub: LlmServiceStub, tem
     kept = f"{names.USER_ID.name} = '{user}' AND WorkflowType != '{names.FILE_WORKFLOW_TYPE}'"
     kinds = {item.workflow_type async for item in temporal.list_workflows(kept)}
     assert kinds <= {names.DELETION_WORKFLOW_TYPE, names.USER_DELETION_WORKFLOW_TYPE}
-
-
-async def until_answered(call: Callable[[], Awaitable[object]]) -> None:
-    """Return once a call is answered: the first one may still go to the gateway that was killed."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                await call()
-            except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-                await asyncio.sleep(0.1)
-            else:
-                return
 
 
 async def left(

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
 from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RetryPolicy
@@ -42,13 +41,13 @@ class OneChunk:
     """Runs a chunk, and returns what it returns."""
 
     @workflow.run
-    async def run(self, request: internal_pb2.ChunkRequest, heartbeat_timeout: Duration) -> internal_pb2.ChunkResult:
+    async def run(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
         return await workflow.execute_activity(
             activities.run_batch_chunk,
             request,
             task_queue=BACKGROUND,
             schedule_to_close_timeout=timedelta(hours=1),
-            heartbeat_timeout=heartbeat_timeout.ToTimedelta(),
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), backoff_coefficient=1),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
@@ -133,13 +132,9 @@ class ChunkStack:
             found.append(request)
         return found
 
-    async def start(
-        self, request: internal_pb2.ChunkRequest, heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT
-    ) -> WorkflowHandle[Any, Any]:
-        timeout = Duration()
-        timeout.FromTimedelta(heartbeat_timeout)
+    async def start(self, request: internal_pb2.ChunkRequest) -> WorkflowHandle[Any, Any]:
         id_ = f"{request.batch_id}-{request.chunk}"
-        return await self.temporal.start_workflow(OneChunk.run, args=[request, timeout], id=id_, task_queue=self.queue)
+        return await self.temporal.start_workflow(OneChunk.run, request, id=id_, task_queue=self.queue)
 
     async def interactive(self, tokens: int) -> WorkflowHandle[Any, Any]:
         job = llm_pb2.JobRequest(

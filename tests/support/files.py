@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from llm_pb import file_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
-from tests.support.jobs import details_of, unpack
+from tests.support.jobs import details_of, unpack, until_answered
 
 PATIENCE: Final = 120
 PIECE: Final = 1024 * 1024
@@ -53,10 +53,12 @@ async def upload(
         except grpc.aio.AioRpcError as error:
             status = rpc_status.from_call(error)
             info = unpack(status).get("ErrorInfo") if status else None
-            if info is None or info.reason not in ("TEMPORAL_UNAVAILABLE", "WRONG_OFFSET" if goes_on else ""):
+            if info is not None and info.reason == "TEMPORAL_UNAVAILABLE":
+                goes_on = True
+            elif info is not None and info.reason == "WRONG_OFFSET" and goes_on:
+                offset = int(info.metadata["committed_bytes"])
+            else:
                 raise
-            goes_on = True
-            offset = int(info.metadata.get("committed_bytes", offset))
         else:
             return response.file
 
@@ -123,13 +125,7 @@ async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
 
 async def upload_again(stub: Any, key: dict[str, Any], content: bytes, *, last: bool = True) -> file_pb2.File:
     """Upload a file under the key of one that is being removed."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await upload(stub, key, content, last=last)
-            except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
+    return await until_answered(lambda: upload(stub, key, content, last=last))
 
 
 class OpenUpload:

@@ -3,6 +3,7 @@
 Watchers use the generated stub: a stream that breaks fails the test, where durable_llm would reconnect.
 """
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -108,13 +109,18 @@ async def until_message(
 
 
 async def until_answered(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Return the answer of a call. It is made again while it is UNAVAILABLE: Temporal may be too busy to answer."""
-    while True:
-        try:
-            return await call()
-        except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.UNAVAILABLE:
-                raise
+    """Return the answer of a call. It is made again while it is UNAVAILABLE.
+
+    Temporal may be too busy to answer, the first call may go to a gateway that was killed, a file may be being removed.
+    """
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.1)
 
 
 async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
