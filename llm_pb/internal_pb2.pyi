@@ -3700,10 +3700,18 @@ class PipelineCursor(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PLACES_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the tree that the reader has. -1: none."""
     run_id: _builtins.str
     """The run of the pipeline's workflow that the cursor is of. Empty from gateways of earlier versions."""
+    steps: _builtins.bytes
+    """Of each node, by its number, two bytes that check what the reader has of it. Zero: nothing. A crash may take versions of the tree
+    back, so that the same version is another tree later.
+    """
+    paths: _builtins.int
+    """Sum of the checks of the paths that the reader has."""
     @_builtins.property
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelinePlace]:
         """The followed steps of which the reader has something."""
@@ -3714,10 +3722,12 @@ class PipelineCursor(_message.Message):
         version: _builtins.int = ...,
         places: _abc.Iterable[Global___PipelinePlace] | None = ...,
         run_id: _builtins.str = ...,
+        steps: _builtins.bytes = ...,
+        paths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "run_id", b"run_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "places", b"places", "run_id", b"run_id", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

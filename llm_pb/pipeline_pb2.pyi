@@ -1382,8 +1382,13 @@ class StreamPipelineResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    REWIND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The cursor with which to continue after this message: opaque, at most 8192 characters of A-Z a-z 0-9 . _ -."""
+    rewind: _builtins.bool
+    """Whether steps that have come before are no steps of the pipeline any more. A crash may have taken back what it had just begun, or it
+    was submitted again. The reader forgets all steps that it has: from this message on all steps come again. Outputs go on.
+    """
     @_builtins.property
     def status(self) -> Global___PipelineStatus:
         """The pipeline's status. Set in the first message of a pipeline that has not ended, after changes, and in the last message, which
@@ -1410,10 +1415,11 @@ class StreamPipelineResponse(_message.Message):
         delta: Global___StepDelta | None = ...,
         result: Global___PipelineResult | None = ...,
         cursor: _builtins.str = ...,
+        rewind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "delta", b"delta", "result", b"result", "status", b"status", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "delta", b"delta", "result", b"result", "rewind", b"rewind", "status", b"status", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

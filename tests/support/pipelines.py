@@ -81,6 +81,8 @@ class Followed:
         self.messages += 1
         if message.HasField("status"):
             self.status = message.status
+        if message.rewind:
+            self.steps.clear()
         self.steps.update((step.path, step) for step in message.steps)
         if message.HasField("delta"):
             path, delta = message.delta.path, message.delta.delta

@@ -127,6 +127,15 @@ async def test_an_answer_that_comes_late_does_not_replace_a_newer_one() -> None:
     assert (await reader.record_of(described(52))).version == 3
 
 
+async def test_what_a_crash_has_taken_back_is_not_told_while_a_task_fails() -> None:
+    """The history is longer, and the tree is an older one."""
+    reader = reader_of(record_of(3), record_of(2))
+    await reader.record_of(described(50))
+    await reader.record_of(described(51))
+    found = await reader.look(described(52))
+    assert (found.record.version, found.answered) == (2, False)
+
+
 async def test_the_status_of_a_pipeline_that_ends_while_it_is_read_is_the_one_that_it_has_left() -> None:
     """A query that comes after its end is answered by a replay, which may find other times."""
     record = record_of(2)

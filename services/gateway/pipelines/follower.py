@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextvars import Context
 from typing import Final
 
@@ -14,7 +15,7 @@ from llm_pb import internal_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError, PipelineNotFound, PipelineResumed, pipeline_resumed
 from services.gateway.pipelines.live import Live, LiveSteps, is_live
-from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.reader import Look, PipelineReader
 from services.gateway.scopes import gateway_for
 
 _log = logging.getLogger(__name__)
@@ -37,12 +38,14 @@ class PipelineFollower:
         """Number of clients that watch. The owner counts them."""
         self.status = pipeline_pb2.PipelineStatus()
         self.version = -1
-        """The version of the tree. -1: nothing is known yet."""
-        self.nodes: dict[int, internal_pb2.PipelineNode] = {}
-        """The nodes by their numbers. They are replaced, never changed."""
+        """The version of the tree. -1: nothing is known yet. A crash may take versions back."""
+        self.nodes: Mapping[int, internal_pb2.PipelineNode] = {}
+        """The nodes by their numbers, in their order. It is replaced, never changed; what is equal stays the same."""
         self.live: Live = {}
         """What steps report that run. It is replaced, never changed."""
         self.result: pipeline_pb2.PipelineResult | None = None
+        self.changes = 0
+        """Number of changes of the status, of a node or of what steps report."""
         self.changed = asyncio.Event()
         """Set at the next change. Each change has an event of its own."""
         self._id = pipeline_id
@@ -52,6 +55,14 @@ class PipelineFollower:
         self._poll = poll
         self._stale = asyncio.Event()
         self._ending = False
+        self.looks = 0
+        """Number of times that Temporal was asked."""
+        self.answered = 0
+        """The last of them that the workflow itself has answered."""
+        self._fed = -1
+        """The version that the feed has brought last."""
+        self._is_torn = False
+        """Whether the tree may hold what a crash has taken back."""
         self._tasks = [
             # They work for all watchers, so they must not continue the trace of the first one.
             asyncio.create_task(self._follow(), context=Context()),
@@ -75,6 +86,10 @@ class PipelineFollower:
         if self.over:
             self._tasks[0].result()
 
+    def ask(self) -> None:
+        """Ask Temporal soon."""
+        self._stale.set()
+
     async def close(self) -> None:
         """Stop following the pipeline."""
         for task in self._tasks:
@@ -89,11 +104,12 @@ class PipelineFollower:
         look = _FIRST_LOOK
         while True:
             self._stale.clear()
+            self.looks, version = self.looks + 1, self.version
             try:
                 description = await self._reader.describe(gateway_for(self._id), self._id)
                 if description.run_id != self.run_id:
                     raise pipeline_resumed()
-                self._take(await self._reader.record_of(description))
+                self._take_look(await self._reader.look(description), version)
             except (PipelineNotFound, PipelineResumed, PayloadError):
                 raise
             except (ApiError, RPCError, KeysUnavailable) as error:
@@ -132,6 +148,7 @@ class PipelineFollower:
         found = await live.read(description, self.nodes.values())
         if found != self.live:
             self.live = found
+            self.changes += 1
             self._wake()
 
     def _take_record(self, record: internal_pb2.FeedRecord) -> bool:
@@ -141,24 +158,47 @@ class PipelineFollower:
             self._stale.set()
             return True
         if record.HasField("pipeline_change"):
-            change = record.pipeline_change
-            if change.record.version > self.version:
-                if change.since <= self.version and change.record.HasField("status"):
-                    self._take(change.record)
-                else:
-                    self._stale.set()
+            self._take_change(record.pipeline_change)
         return False
 
-    def _take(self, record: internal_pb2.PipelineRecord) -> None:
-        """Take a whole record, or what has changed."""
-        if record.version < self.version and record.status.state not in FINAL_STATES:
+    def _take_change(self, change: internal_pb2.PipelineChange) -> None:
+        """Take a change, or ask Temporal where it does not continue what is known."""
+        # A change that begins before the end of the last one is of a worker that has not done what came between.
+        self._is_torn = self._is_torn or change.since < self._fed
+        self._fed = change.record.version
+        if not self._is_torn and self._fed <= self.version:
             return
+        if self._is_torn or change.since > self.version or not change.record.HasField("status"):
+            self._stale.set()
+            return
+        self.version = change.record.version
+        self._take(change.record, {**self.nodes})
+
+    def _take_look(self, look: Look, version: int) -> None:
+        """Take what Temporal tells. `version` is the one that was known when it was asked."""
+        record, final = look.record, look.record.status.state in FINAL_STATES
+        if look.answered:
+            self.answered = self.looks
+            # A pipeline that is behind what was known when it was asked has been taken back.
+            if final or self._is_torn or record.version < version or record.version >= self.version:
+                self.version, self._is_torn = record.version, False
+                self._take(record, {})
+        elif final or record.version >= self.version:
+            self.version = max(record.version, self.version)
+            self._take(record, {**self.nodes})
+        self._wake()
+
+    def _take(self, record: internal_pb2.PipelineRecord, nodes: dict[int, internal_pb2.PipelineNode]) -> None:
+        """Take a record. `nodes` are those that stay as they are."""
+        for node in record.nodes:
+            known = self.nodes.get(node.number)
+            nodes[node.number] = known if known is not None and known == node else node
         if self.status.HasField("root") and not record.status.HasField("root"):
             # An operator has ended it, and its workflow does not answer: what was known is all there is.
             record.status.root.CopyFrom(self.status.root)
-        self.status = record.status
-        self.version = max(record.version, self.version)
-        self.nodes.update((node.number, node) for node in record.nodes)
+        if nodes != self.nodes or record.status != self.status:
+            self.nodes, self.status = nodes, record.status
+            self.changes += 1
         if record.HasField("result"):
             self.result = record.result
         self._wake()

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.history.v1 import HistoryEvent
@@ -39,6 +39,14 @@ _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of many steps have some 300 KB."""
 
 
+class Look(NamedTuple):
+    """What was found of a pipeline."""
+
+    record: internal_pb2.PipelineRecord
+    answered: bool
+    """Whether the tree is the present one. False: the workflow did not answer, and this is what is known of before."""
+
+
 class PipelineReader:
     """Reads pipelines."""
 
@@ -46,8 +54,8 @@ class PipelineReader:
         self._client = client
         self._deliveries = deliveries
         self._runs = Runs(client)
-        self._records: OrderedDict[tuple[str, str], internal_pb2.PipelineRecord] = OrderedDict()
-        """The last record that was read, by pipeline and run."""
+        self._records: OrderedDict[tuple[str, str], tuple[int, internal_pb2.PipelineRecord]] = OrderedDict()
+        """The last record that was read, by pipeline and run, with the length of the history then."""
 
     async def describe(self, caller: Caller, pipeline_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a pipeline that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
@@ -81,15 +89,19 @@ class PipelineReader:
             return bare_status(description)
 
     async def record_of(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
-        """Return a pipeline that was just described.
+        """Return a pipeline that was just described. Raises like look()."""
+        return (await self.look(description)).record
+
+    async def look(self, description: WorkflowExecutionDescription) -> Look:
+        """Return a pipeline that was just described, and whether it is the present one.
 
         Raises ApiError UNAVAILABLE and RPCError when Temporal or the workflow worker does not answer; PayloadError,
         KeysUnavailable.
         """
         if description.status == WorkflowExecutionStatus.RUNNING:
-            record = await self._ask(description)
-            if record.status.state not in FINAL_STATES:
-                return record
+            found = await self._ask(description)
+            if found.record.status.state not in FINAL_STATES:
+                return found
             # It has ended since. What counts is in its memo: a replay, which may have answered, finds other times.
             again = await self._runs.describe(description.id, description.run_id)
             if again is None or again.status == WorkflowExecutionStatus.RUNNING:
@@ -97,10 +109,10 @@ class PipelineReader:
             description = again
         status = await closed_status(description)
         try:
-            record = await self._ask(description)
+            record, answered = await self._ask(description)
         except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
-            record = internal_pb2.PipelineRecord(status=status)
+            record, answered = internal_pb2.PipelineRecord(status=status), False
             if (result := await self._result(description)) is not None:
                 record.result.CopyFrom(result)
         if status.state in FINAL_STATES and not status.HasField("root"):
@@ -110,20 +122,21 @@ class PipelineReader:
             status = known
         record.status.CopyFrom(status)
         await self._deliveries.refresh(description.id, description.run_id, record.status.notifications)
-        return record
+        return Look(record, answered)
 
-    async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
+    async def _ask(self, description: WorkflowExecutionDescription) -> Look:
         record = await query_record(self._client, description, internal_pb2.PipelineRecord, "pipeline")
         if record is not None:
             self._remember(description, record)
-            return record
+            return Look(record, answered=True)
         if (last := self._records.get((description.id, description.run_id))) is not None:
             record = internal_pb2.PipelineRecord()
-            record.CopyFrom(last)
-            return record
+            record.CopyFrom(last[1])
+            return Look(record, answered=False)
         if not (events := await events_of_start(self._client, description)):
             raise no_answer("pipeline")
-        return internal_pb2.PipelineRecord(status=await self._status_of_start(description, events))
+        first = internal_pb2.PipelineRecord(status=await self._status_of_start(description, events))
+        return Look(first, answered=True)
 
     async def _status_of_start(
         self, description: WorkflowExecutionDescription, events: Sequence[HistoryEvent]
@@ -142,11 +155,13 @@ class PipelineReader:
         return status
 
     def _remember(self, description: WorkflowExecutionDescription, record: internal_pb2.PipelineRecord) -> None:
-        key = (description.id, description.run_id)
-        last = self._records.setdefault(key, internal_pb2.PipelineRecord())
-        if record.version >= last.version:
+        key, length = (description.id, description.run_id), description.history_length
+        known, last = self._records.setdefault(key, (-1, internal_pb2.PipelineRecord()))
+        # A crash may have taken versions back. Then the history is longer, and the tree is an older one.
+        if length > known or record.version >= last.version:
             # The caller may change its own.
             last.CopyFrom(record)
+            self._records[key] = max(length, known), last
         self._records.move_to_end(key)
         if len(self._records) > _MAX_RECORDS:
             self._records.popitem(last=False)

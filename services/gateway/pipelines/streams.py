@@ -19,6 +19,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.pipelines.follower import PipelineFollower
 from services.gateway.pipelines.live import Live, LiveSteps, with_live
 from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.sent_steps import SentSteps
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.streams.streams import Streams
@@ -123,10 +124,15 @@ class _Reading:
         self._answer = answer
         # Numbers and versions are of one run. Its outputs come again after a cursor of an earlier one.
         self._again = cursor.run_id not in ("", follower.run_id)
+        self._before = cursor
         self._version = -1 if self._again else cursor.version
         self._places = {place.number: place for place in (() if self._again else cursor.places)}
+        self._sent = SentSteps()
         self._live: Live = {}
-        self._is_first = True
+        self._changes_seen = -1
+        self._look = follower.looks
+        if self._version > follower.version:
+            follower.ask()
         self._is_over = False
         self._pieces: deque[_Piece] = deque()
         self._news = asyncio.Event()
@@ -134,9 +140,11 @@ class _Reading:
 
     def cursor(self) -> internal_pb2.PipelineCursor:
         """Return the place behind the last message."""
-        return internal_pb2.PipelineCursor(
+        cursor = internal_pb2.PipelineCursor(
             version=self._version, places=self._places.values(), run_id=self._follower.run_id
         )
+        self._sent.note(cursor)
+        return cursor
 
     async def close(self) -> None:
         """Stop reading outputs."""
@@ -169,12 +177,10 @@ class _Reading:
     def _ready(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
         """Yield what there is for the reader now, at last the end."""
         follower = self._follower
-        # The reader may have seen more at another gateway.
-        if follower.version < max(self._version, 0) and not follower.ended:
+        if self._waits_for_look():
             return
         self._start_pumps()
-        if self._is_first or follower.version > self._version or follower.live is not self._live:
-            self._is_first = False
+        if follower.changes != self._changes_seen:
             yield from self._changes()
         while self._pieces:
             yield self._next_delta()
@@ -184,6 +190,14 @@ class _Reading:
                 last.result.CopyFrom(follower.result)
             self._is_over = True
             yield last
+
+    def _waits_for_look(self) -> bool:
+        """Return whether the reader may have seen more at another gateway than this one knows yet."""
+        follower = self._follower
+        if self._changes_seen >= 0 or follower.ended:
+            return False
+        # Where the workflow has answered since, and knows less, a crash has taken back what the reader has.
+        return follower.version < 0 or (follower.version < self._version and follower.answered <= self._look)
 
     async def _wait(self, changed: asyncio.Event, stopping: asyncio.Event, seconds: float) -> None:
         """Wait for something new, for so long at most."""
@@ -197,14 +211,17 @@ class _Reading:
     def _changes(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
         """Yield the status and the nodes that the reader does not have, in messages that have room."""
         follower, version = self._follower, self._follower.version
+        if self._changes_seen < 0:
+            self._sent = SentSteps.of_cursor(self._before, {} if self._again else follower.nodes)
+        if rewind := not self._sent.are_among(follower.nodes):
+            self._sent = SentSteps()
+        self._changes_seen = follower.changes
         # Who gets a final status has the last message: the result comes with it.
-        status = None if follower.ended else follower.status
-        message = pipeline_pb2.StreamPipelineResponse(status=status)
+        message = pipeline_pb2.StreamPipelineResponse(status=None if follower.ended else follower.status, rewind=rewind)
         size = 0
         known, self._live = self._live, follower.live
-        for node in [*follower.nodes.values()]:
-            number = node.number
-            if node.version <= self._version and self._live.get(number) == known.get(number):
+        for node in follower.nodes.values():
+            if self._sent.has(node) and self._live.get(node.number) == known.get(node.number):
                 continue
             step = with_live(node, self._live)
             if message.steps and size + step.ByteSize() > self._room():
@@ -212,8 +229,9 @@ class _Reading:
                 message, size = pipeline_pb2.StreamPipelineResponse(), 0
             message.steps.append(step)
             size += step.ByteSize()
+            self._sent.add(node)
         # Before the last of them a reader that comes back begins with all of them again.
-        self._version = max(version, self._version)
+        self._version = version
         yield message
 
     def _next_delta(self) -> pipeline_pb2.StreamPipelineResponse:

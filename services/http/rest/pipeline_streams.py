@@ -49,6 +49,6 @@ async def _messages(
 def _as_event(message: pipeline_pb2.StreamPipelineResponse) -> bytes:
     if message.HasField("status") and message.status.state in FINAL_STATES:
         return event(to_json(message), name="end", id=END)
-    if not (message.HasField("status") or message.steps or message.HasField("delta")):
+    if not (message.HasField("status") or message.steps or message.HasField("delta") or message.rewind):
         return comment("nothing new")
     return event(to_json(message), name="update", id=message.cursor)
