@@ -47,11 +47,10 @@ class Cursor:
 
     def encode(self) -> str:
         """Return the text of the cursor."""
-        state = internal_pb2.ResultsCursor(low=self.low, rest=self.rest)
-        for chunk, bits in sorted(self._bits.items()):
-            while len(state.bits) < chunk - self.low:
-                state.bits.append(b"")
-            state.bits.append(bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
+        packed = [b""] * (max(self._bits, default=self.low - 1) + 1 - self.low)
+        for chunk, bits in self._bits.items():
+            packed[chunk - self.low] = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+        state = internal_pb2.ResultsCursor(low=self.low, rest=self.rest, bits=packed)
         return cursor_text.encode(self._batch_id, state)
 
     def _read(self, text: str) -> None:
