@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from opentelemetry.metrics import NoOpMeter
 
+from llm_pb import pipeline_pb2
 from services.http.events import EventStream, event
 from services.http.front import Front
 from services.http.gateway import Gateway
 from services.http.metrics import HttpMetrics
+from services.http.rest.pipeline_streams import _as_event
 from services.http.settings import HttpSettings
 
 
@@ -40,3 +42,10 @@ async def test_a_comment_that_cannot_be_sent_ends_the_stream_with_its_error() ->
             await EventStream(events(), front)({"type": "http"}, receive, send)
     assert closed.is_set()
     assert front.streams == 0
+
+
+def test_a_message_of_a_pipeline_that_takes_steps_back_is_an_event() -> None:
+    """A comment has no id with which a client would come back."""
+    sent = _as_event(pipeline_pb2.StreamPipelineResponse(rewind=True, cursor="c"))
+    assert b"event: update" in sent
+    assert b'"rewind":true' in sent.replace(b" ", b"")

@@ -44,7 +44,8 @@ class AsyncPipelines:
         """Yield the messages of StreamPipeline to the last one, which has the final status.
 
         `follow` are paths of steps whose output comes, such as "rounds/*/write". A stream that breaks continues by its
-        cursor; a cursor continues in another process, too. Raises ApiError.
+        cursor; a cursor continues in another process, too. Upon a message with `rewind` the steps of those before it
+        are void. Raises ApiError.
         """
         patterns = [*follow]
 
