@@ -99,6 +99,11 @@ def is_pipeline(id_: str) -> bool:
     return id_.startswith(f"{_PIPELINE}-") and "/" not in id_
 
 
+def is_below(id_: str) -> bool:
+    """Return whether an id is that of a step of a pipeline or of an item of a batch, which may run again under it."""
+    return "/" in id_
+
+
 def unshortened_workflow_id(user_id: str, request_id: str) -> str:
     """Return the id that earlier versions, which knew no tenants, gave to the job, whatever its length."""
     return f"{_JOB}-{_doubled(user_id)}-{request_id}"

@@ -194,6 +194,8 @@ MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 MEMO_WAITER: Final = "waiter"
 # Set for a job whose id may have had an earlier run, of the same step of a pipeline that had failed.
 MEMO_RERUN: Final = "rerun"
+# Of a job that is an item of a batch: when the batch was accepted, which distinguishes the runs of a batch.
+MEMO_BATCH_TIME: Final = "batch_time"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 # ResultMetadata.cost_micros, which List shows. Only jobs that have a cost have it.

@@ -591,7 +591,9 @@ class StreamBatchResultsRequest(_message.Message):
     batch_id: _builtins.str
     """The batch_id that CreateBatch returned. Required."""
     cursor: _builtins.str
-    """The cursor of the last message that was received. Empty: from the first item on. INVALID_ARGUMENT for one of another batch."""
+    """The cursor of the last message that was received. Empty: from the first item on. INVALID_ARGUMENT for one of another batch. One
+    from before the batch has run again, as a step of a pipeline that goes on after a failure, is as an empty one.
+    """
     def __init__(
         self,
         *,

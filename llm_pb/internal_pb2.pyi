@@ -2926,6 +2926,7 @@ class ResultsCursor(_message.Message):
     LOW_FIELD_NUMBER: _builtins.int
     BITS_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     low: _builtins.int
     """All items of chunks with lower numbers were delivered."""
     rest: _builtins.int
@@ -2934,16 +2935,21 @@ class ResultsCursor(_message.Message):
     def bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """The items delivered of the chunks from low on, each as ChunkResult.done."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """BatchStatus.create_time, which differs where the batch runs again. Unset from gateways of earlier versions."""
+
     def __init__(
         self,
         *,
         low: _builtins.int = ...,
         bits: _abc.Iterable[_builtins.bytes] | None = ...,
         rest: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "low", b"low", "rest", b"rest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "create_time", b"create_time", "low", b"low", "rest", b"rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

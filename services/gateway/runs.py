@@ -8,6 +8,7 @@ from typing import Any, Final
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.client import WorkflowExecution as ListedExecution
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -55,6 +56,11 @@ class Runs:
             if error.status in _UNKNOWN:
                 return None
             raise
+
+    async def has_gone_on(self, execution: ListedExecution) -> bool:
+        """Return whether a later run has the id of a workflow, or a deletion keeps it. Raises RPCError."""
+        last = await self.describe(execution.id)
+        return last is not None and last.run_id != execution.run_id
 
     async def was_deleted(self, id_: str) -> bool:
         """Return whether a deletion keeps the id. Raises RPCError."""

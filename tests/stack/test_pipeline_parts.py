@@ -147,6 +147,9 @@ async def test_a_pipeline_that_goes_on_has_other_files_is_listed_once_and_is_del
     request = pipeline_pb2.ListPipelinesRequest(user_id=pipeline.user_id)
     (listed,) = (await pipelines.ListPipelines(request, timeout=PATIENCE)).pipelines
     assert listed.root.end_time == seen.status.root.end_time
+    of_user = batch_pb2.ListBatchesRequest(user_id=pipeline.user_id)
+    (batch,) = (await BatchServiceStub(channel).ListBatches(of_user, timeout=PATIENCE)).batches
+    assert batch.output.file_id == outputs[1]
     jobs: Any = LlmServiceStub(channel)
     failed = llm_pb2.DeleteJobsRequest(user_id=pipeline.user_id, states=[llm_pb2.JOB_STATE_FAILED])
     started = await jobs.DeleteJobs(failed, timeout=PATIENCE)

@@ -50,9 +50,11 @@ class Workflow:
         return self.record
 
 
-def described(length: int, run: str = "a", pending: Sequence[PendingActivityInfo] = ()) -> WorkflowExecutionDescription:
+def described(
+    length: int, run: str = "a", pending: Sequence[PendingActivityInfo] = (), first_run: str = "a"
+) -> WorkflowExecutionDescription:
     raw = DescribeWorkflowExecutionResponse(pending_activities=pending)
-    raw.workflow_execution_info.first_run_id = "a"
+    raw.workflow_execution_info.first_run_id = first_run
 
     async def memo_value(_: str, default: Any = None) -> Any:
         return default
@@ -81,6 +83,15 @@ async def test_counts_never_go_back_while_a_task_fails_or_a_run_begins() -> None
     for description in (described(52), described(3, run="b")):
         status = (await reader.view_of(description)).record.status
         assert (status.state, status.counts) == (seen.state, seen.counts)
+
+
+async def test_a_batch_that_runs_again_has_not_the_counts_of_the_run_before() -> None:
+    workflow = Workflow()
+    reader = reader_of(workflow)
+    await reader.view_of(described(50))
+    workflow.fails = True
+    with pytest.raises(ApiError, match="does not answer"):
+        await reader.view_of(described(52, run="b", first_run="b"))
 
 
 async def test_a_gateway_that_has_not_seen_the_counts_says_that_the_batch_does_not_answer() -> None:

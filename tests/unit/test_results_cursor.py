@@ -1,6 +1,7 @@
 """The cursor of StreamBatchResults."""
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from llm_pb import internal_pb2
 from services.gateway import cursor_text
@@ -41,3 +42,26 @@ def test_a_small_cursor_that_would_become_huge_is_refused() -> None:
     assert len(text) <= 4096
     with pytest.raises(BadCursor, match="more chunks than a batch has"):
         Cursor("llmbatch-alice-1", text)
+
+
+def test_a_cursor_of_an_earlier_run_of_the_batch_is_as_an_empty_one() -> None:
+    """The items of the run before were missing in what its reader got of the next one."""
+    first, second = Timestamp(seconds=1), Timestamp(seconds=2)
+    cursor = Cursor("llmbatch-alice-1")
+    assert not cursor.is_of_another_run(first)
+    cursor.deliver(0, 1)
+    cursor.rest = 3
+    again = Cursor("llmbatch-alice-1", cursor.encode())
+    assert not again.is_of_another_run(first)
+    assert (again.bits(0), again.rest) == (2, 3)
+    assert again.is_of_another_run(second)
+    assert (again.bits(0), again.rest) == (0, 0)
+    assert not again.is_of_another_run(second)
+
+
+def test_a_cursor_of_an_earlier_version_goes_on() -> None:
+    cursor = Cursor("llmbatch-alice-1")
+    cursor.deliver(0, 1)
+    again = Cursor("llmbatch-alice-1", cursor.encode())
+    assert not again.is_of_another_run(Timestamp(seconds=1))
+    assert again.bits(0) == 2

@@ -40,7 +40,8 @@ class _Jobs:
         self.open.add(item_workflow_id(request.batch_id, index))
         self.most = max(self.most, len(self.open))
 
-    async def ended(self, workflow_id: str, line: Line) -> batch_pb2.BatchItem | None:
+    async def ended(self, request: internal_pb2.ChunkRequest, line: Line) -> batch_pb2.BatchItem | None:
+        workflow_id = item_workflow_id(request.batch_id, line.index)
         if line.index == DELETED:
             self.open.discard(workflow_id)
             return None

@@ -6,6 +6,8 @@ delivered says where a reader is. It is small: all chunks before one number, and
 
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from llm_pb import internal_pb2
 from services.gateway import cursor_text
 
@@ -27,8 +29,17 @@ class Cursor:
         self._bits: dict[int, int] = {}
         self.rest = 0
         """Number of items delivered of those that no chunk has."""
+        self._create_time = Timestamp()
         if text:
             self._read(text)
+
+    def is_of_another_run(self, create_time: Timestamp) -> bool:
+        """Return whether the cursor is of an earlier run of the batch. Then it has nothing of the present one."""
+        other = self._create_time not in (Timestamp(), create_time)
+        if other:
+            self.low, self._bits, self.rest = 0, {}, 0
+        self._create_time = create_time
+        return other
 
     def bits(self, chunk: int) -> int:
         """Return the items delivered of a chunk, by the bits of ChunkResult.done."""
@@ -50,14 +61,14 @@ class Cursor:
         packed = [b""] * (max(self._bits, default=self.low - 1) + 1 - self.low)
         for chunk, bits in self._bits.items():
             packed[chunk - self.low] = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
-        state = internal_pb2.ResultsCursor(low=self.low, rest=self.rest, bits=packed)
+        state = internal_pb2.ResultsCursor(low=self.low, rest=self.rest, bits=packed, create_time=self._create_time)
         return cursor_text.encode(self._batch_id, state)
 
     def _read(self, text: str) -> None:
         state = cursor_text.decode(self._batch_id, text, internal_pb2.ResultsCursor, _MAX_BYTES)
         if len(state.bits) > _MAX_CHUNKS:
             raise cursor_text.BadCursor("the cursor holds more chunks than a batch has")
-        self.low, self.rest = max(state.low, 0), max(state.rest, 0)
+        self.low, self.rest, self._create_time = max(state.low, 0), max(state.rest, 0), state.create_time
         for index, bits in enumerate(state.bits):
             if bits:
                 self._bits[self.low + index] = int.from_bytes(bits, "little")

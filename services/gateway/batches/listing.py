@@ -4,11 +4,12 @@ import asyncio
 import logging
 from typing import Final
 
-from temporalio.client import Client, WorkflowExecution
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
+from jobs.ids import is_below
 from llm_pb import batch_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -53,12 +54,16 @@ class BatchListing:
         terms = [f"({' OR '.join(sorted(map(_of_state, set(request.states))))})"] if request.states else []
         own, next_page_token = await self._pages.page(caller.tenant, request, terms)
         found = await asyncio.gather(*(self._status(item, until) for item in own))
-        shown = [status for status in found if not request.states or status.state in request.states]
+        known = [status for status in found if status is not None]
+        shown = [status for status in known if not request.states or status.state in request.states]
         return batch_pb2.ListBatchesResponse(batches=shown, next_page_token=next_page_token)
 
-    async def _status(self, execution: WorkflowExecution, until: float) -> batch_pb2.BatchStatus:
+    async def _status(self, execution: WorkflowExecution, until: float) -> batch_pb2.BatchStatus | None:
+        """Return the status of a batch; None for an earlier run of one that has run again."""
         status = batch_pb2.BatchStatus()
         try:
+            if await self._has_gone_on(execution, until):
+                return None
             if (record := await ended_record(execution)) is not None:
                 status.CopyFrom(record.status)
             else:
@@ -73,6 +78,13 @@ class BatchListing:
             status = unreadable_status(execution)
         status.ClearField("notifications")
         return status
+
+    async def _has_gone_on(self, execution: WorkflowExecution, until: float) -> bool:
+        """Return whether a batch that is a step of a pipeline has run again. An open run is the last one."""
+        if execution.status == WorkflowExecutionStatus.RUNNING or not is_below(execution.id):
+            return False
+        async with asyncio.timeout_at(until), self._describes:
+            return await self._reader.has_gone_on(execution)
 
 
 def _of_state(state: "batch_pb2.BatchState.ValueType") -> str:

@@ -60,8 +60,9 @@ class BatchReader:
         self._shared = SharedCalls()
         self._rates: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
         """By batch: time, output tokens and ended items, as they were seen."""
-        self._records: OrderedDict[tuple[str, str, int], internal_pb2.BatchRecord] = OrderedDict()
-        """By batch, run and length of the run's history. A query costs a workflow task, and would return the same."""
+        self._records: OrderedDict[tuple[str, str, str, int], internal_pb2.BatchRecord] = OrderedDict()
+        """By batch, its first run, its present one and the length of that one's history. A query costs a workflow task,
+        and would return the same."""
 
     async def describe(self, caller: Caller, batch_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a batch that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
@@ -73,6 +74,10 @@ class BatchReader:
     async def was_deleted(self, batch_id: str) -> bool:
         """Return whether a deletion keeps the id. Raises RPCError."""
         return await self._runs.was_deleted(batch_id)
+
+    async def has_gone_on(self, execution: WorkflowExecution) -> bool:
+        """Return whether a later run has the id of a batch, or a deletion keeps it. Raises RPCError."""
+        return await self._runs.has_gone_on(execution)
 
     async def status(self, caller: Caller, batch_id: str) -> batch_pb2.BatchStatus:
         """Return the status of a batch. Raises like view()."""
@@ -122,7 +127,8 @@ class BatchReader:
 
     async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.BatchRecord:
         """Return the record as the workflow has it. The caller may change it."""
-        key, asked = (description.id, description.run_id, description.history_length), internal_pb2.BatchRecord()
+        key = (description.id, _first_run(description), description.run_id, description.history_length)
+        asked = internal_pb2.BatchRecord()
         if (record := self._records.get(key)) is None:
             record = await self._query(description)
             self._records[key] = record
@@ -135,8 +141,9 @@ class BatchReader:
         record = await query_record(self._client, description, internal_pb2.BatchRecord, "batch")
         if record is not None:
             return record
-        for (id_, _, _), last in reversed(self._records.items()):
-            if id_ == description.id and last.status.counts.total:
+        # A batch that runs again as the step of a pipeline is another one under the same id.
+        for (id_, first_run, _, _), last in reversed(self._records.items()):
+            if (id_, first_run) == (description.id, _first_run(description)) and last.status.counts.total:
                 return last
         if not await events_of_start(self._client, description):
             raise no_answer("batch")
@@ -164,6 +171,11 @@ class BatchReader:
         if (pace := (ended - items) / seconds) > 0:
             left = timedelta(seconds=(status.counts.total - ended) / pace)
             status.estimated_end_time.FromDatetime(datetime.now(UTC) + min(left, timedelta(days=3650)))
+
+
+def _first_run(description: WorkflowExecutionDescription) -> str:
+    """Return what all runs of a batch have in common that continue each other."""
+    return str(description.raw_description.workflow_execution_info.first_run_id)
 
 
 def _view(record: internal_pb2.BatchRecord, chunks: Sequence[PendingChunk]) -> BatchView:

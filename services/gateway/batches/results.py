@@ -85,6 +85,8 @@ class BatchStreams:
             reading, missing = _Reading(self._store, cursor), 0
             while True:
                 view = await self._reader.view(caller, request.batch_id)
+                if cursor.is_of_another_run(view.record.status.create_time):
+                    reading = _Reading(self._store, cursor)
                 try:
                     with store_errors(request.batch_id):
                         async for items in reading.news(view):

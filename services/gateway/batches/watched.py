@@ -27,7 +27,6 @@ from batches.segment_writer import SegmentWriter
 from encryption import KeysUnavailable
 from jobs import batches, names
 from jobs.errors import error_info, make_status
-from jobs.ids import item_workflow_id
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.metrics import GatewayMetrics
@@ -171,13 +170,12 @@ class _Run:
             bad = bad_item(line)
             bad.end_time.GetCurrentTime()
             return bad
-        id_ = item_workflow_id(self._request.batch_id, line.index)
         if self._stopping:
-            await _insistently(lambda: self._jobs.cancel(id_, self._request.error.message))
+            await _insistently(lambda: self._jobs.cancel(self._request, line.index))
         else:
             priority = activity.info().priority
             await _insistently(lambda: self._jobs.start(self._request, line.index, job, priority))
-        item = await self._ended_item(id_, line)
+        item = await self._ended_item(line)
         if item is not None and self._stopping and item.state == llm_pb2.JOB_STATE_CANCELLED:
             item.state = self._request.otherwise
             item.error.CopyFrom(self._request.error)
@@ -187,11 +185,11 @@ class _Run:
             item.end_time.GetCurrentTime()
         return item
 
-    async def _ended_item(self, workflow_id: str, line: Line) -> batch_pb2.BatchItem | None:
+    async def _ended_item(self, line: Line) -> batch_pb2.BatchItem | None:
         """Return the item of a job that has ended; None if there is no such job."""
         for pause in (0,) if self._stopping else _LOOKS:
             await asyncio.sleep(pause)
-            if (item := await _insistently(lambda: self._jobs.ended(workflow_id, line))) is not None:
+            if (item := await _insistently(lambda: self._jobs.ended(self._request, line))) is not None:
                 return item
         return None
 

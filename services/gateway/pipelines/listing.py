@@ -9,6 +9,7 @@ from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
+from jobs.ids import is_below
 from jobs.pipelines import FINAL_STATES
 from llm_pb import pipeline_pb2
 from payload_converter import PayloadError
@@ -64,7 +65,7 @@ class PipelineListing:
             if status.state in FINAL_STATES:
                 known = status
                 # One that an operator has ended does not tell its name.
-                if status.name and not goes_on(status):
+                if status.name and not goes_on(status) and not is_below(execution.id):
                     return status
             async with asyncio.timeout_at(until), self._queries:
                 if known is status:

@@ -70,8 +70,7 @@ class PipelineReader:
 
     async def has_gone_on(self, execution: WorkflowExecution) -> bool:
         """Return whether a later run has the id of a pipeline, or a deletion keeps it. Raises RPCError."""
-        last = await self._runs.describe(execution.id)
-        return last is not None and last.run_id != execution.run_id
+        return await self._runs.has_gone_on(execution)
 
     async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
         """Return a pipeline as it is now. Raises like describe() and record_of()."""

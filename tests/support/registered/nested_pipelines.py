@@ -1,5 +1,7 @@
 """Pipelines of the tests: large outputs, files, batches, and pipelines within pipelines."""
 
+import asyncio
+
 from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
@@ -67,6 +69,24 @@ async def batching_again(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchSta
     if not await llm.approve("ask", "Is it good?"):
         raise Incomplete(status, "the answer was no")
     return status  # type: ignore[no-any-return]
+
+
+@pipeline("watching-again", common_pb2.FileRef, batch_pb2.BatchStatus, resumes=True)
+async def watching_again(llm: Pipeline, lines: common_pb2.FileRef) -> batch_pb2.BatchStatus:
+    """Run a batch, and fail without a yes while it runs. Who submits it again is asked again."""
+    running = asyncio.ensure_future(llm.batch("lines", lines))
+    if not await llm.approve("ask", "Shall it run to its end?"):
+        raise Incomplete(batch_pb2.BatchStatus(), "the answer was no")
+    return await running
+
+
+@pipeline("nesting-again", StringValue, StringValue, resumes=True)
+async def nesting_again(llm: Pipeline, topic: StringValue) -> StringValue:
+    """Run a pipeline within this one, and fail without a yes. Who submits it again is asked again."""
+    text: StringValue = await llm.pipeline("inner", "essay", topic)
+    if not await llm.approve("ask", "Is it good?"):
+        raise Incomplete(text, "the answer was no")
+    return text
 
 
 @pipeline("lingering", Int32Value, batch_pb2.BatchStatus)
