@@ -275,6 +275,11 @@ def make_status(code: int, message: str, *details: Message) -> status_pb2.Status
 
 
 def message_of(error: JobError) -> str:
-    """Return the error's message, truncated to _MAX_MESSAGE characters."""
-    text = str(error)
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+    """Return the error's message, as message_from() does."""
+    return message_from(str(error))
+
+
+def message_from(text: str) -> str:
+    """Return a text of at most _MAX_MESSAGE characters, without halves of surrogate pairs, which no field can hold."""
+    shown = text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+    return shown.encode(errors="replace").decode()

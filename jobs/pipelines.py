@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 
 from jobs.batches import WINDOW_OVER
-from jobs.errors import error_info, make_status
+from jobs.errors import error_info, make_status, message_from
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 
 MAX_PATH: Final = 100
@@ -159,8 +159,8 @@ def new_status(
 
 
 def failure(reason: str, message: str, code: int = code_pb2.FAILED_PRECONDITION) -> status_pb2.Status:
-    """Return the error of a step or a pipeline."""
-    return make_status(code, message, error_info(reason))
+    """Return the error of a step or a pipeline. The message may quote what a model has written."""
+    return make_status(code, message_from(message), error_info(reason))
 
 
 def shown_error(error: status_pb2.Status) -> status_pb2.Status:

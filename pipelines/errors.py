@@ -74,7 +74,16 @@ def status_of(error: BaseException) -> status_pb2.Status:
         if (known := BY_REASON.get(cause.type or "")) is not None:
             return to_status(known(cause.message))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
-    return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")
+    return failure(PROGRAM_ERROR, described(error))
+
+
+def described(error: BaseException) -> str:
+    """Return the class and the words of what the code of a pipeline has raised. Those of its own class may fail."""
+    try:
+        words = str(error)
+    except Exception as second:  # noqa: BLE001  # it is the code's
+        words = f"its text cannot be read ({type(second).__name__})"
+    return f"{type(error).__name__}: {words}"
 
 
 async def contained(work: Awaitable[_T]) -> _T:
@@ -82,7 +91,7 @@ async def contained(work: Awaitable[_T]) -> _T:
     try:
         return await work
     except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise RuntimeError(described(error)) from error
 
 
 @asynccontextmanager

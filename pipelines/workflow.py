@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
         with_defaults,
     )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import Incomplete, StepFailed, contained, places, quietly, status_of
+    from pipelines.errors import Incomplete, StepFailed, contained, described, places, quietly, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -196,7 +196,7 @@ class LLMPipelineWorkflow:
         else:
             # Its message may quote what users write, and is in the status.
             workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, places(error))
-            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
+            self._error = failure(PROGRAM_ERROR, described(error), code_pb2.INTERNAL)
 
     async def _program(self) -> pipeline_pb2.PipelineResult:
         found, spec = self._code()

@@ -69,13 +69,21 @@ async def test_a_gateway_does_not_start_with_a_name_that_two_pipelines_have_or_a
 
 async def test_whatever_the_code_raises_its_pipeline_alone_ends(pipelines: Any) -> None:
     """sys.exit() in a pipeline ended the gateway, and the next one that ran its task."""
-    values = [
-        f"{where} {name}" for where in ("code", "map") for name in ("exit", "interrupt", "cancelled", "generator")
-    ]
-    for seen in await asyncio.gather(*(ended(pipelines, "raising", value) for value in values)):
+    words = {
+        "exit": "SystemExit: scripted",
+        "interrupt": "KeyboardInterrupt: scripted",
+        "cancelled": "CancelledError: raised by the code itself",
+        "generator": "GeneratorExit",
+        "surrogate": "ValueError: half ? a pair",
+        "wordless": "_Wordless: its text cannot be read (KeyError)",
+        "long": "ValueError: long long",
+    }
+    values = [f"{where} {name}" for where in ("code", "map") for name in words]
+    seen_of = await asyncio.gather(*(ended(pipelines, "raising", value) for value in values))
+    for value, seen in zip(values, seen_of, strict=True):
         assert seen.status.state == llm_pb2.JOB_STATE_FAILED
         assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
-    assert "SystemExit: scripted" in (await ended(pipelines, "raising", "code exit")).status.root.error.message
+        assert words[value.partition(" ")[2]] in seen.status.root.error.message
 
 
 @pytest.mark.parametrize("limit", [1, 4])

@@ -7,11 +7,20 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from pipelines import Pipeline, StepFailed, pipeline
 
-_RAISED: dict[str, type[BaseException]] = {
-    "exit": SystemExit,
-    "interrupt": KeyboardInterrupt,
-    "cancelled": asyncio.CancelledError,
-    "generator": GeneratorExit,
+
+class _Wordless(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+_RAISED: dict[str, BaseException] = {
+    "exit": SystemExit("scripted"),
+    "interrupt": KeyboardInterrupt("scripted"),
+    "cancelled": asyncio.CancelledError("scripted"),
+    "generator": GeneratorExit("scripted"),
+    "surrogate": ValueError("half \ud83d a pair"),
+    "wordless": _Wordless(),
+    "long": ValueError("long " * 1_000_000),
 }
 
 
@@ -20,10 +29,10 @@ async def raising(llm: Pipeline, what: StringValue) -> StringValue:
     """Raise an error, by its name, from the code itself or from a call of map()."""
     where, _, name = what.value.partition(" ")
     if where == "code":
-        raise _RAISED[name]("scripted")
+        raise _RAISED[name]
 
     async def fail(part: Pipeline, item: str) -> None:
-        raise _RAISED[item]("scripted")
+        raise _RAISED[item]
 
     await llm.map("parts", [name], fail)
     return what
