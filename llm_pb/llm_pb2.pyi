@@ -2556,7 +2556,7 @@ class ModelInfo(_message.Message):
     default_max_tokens: _builtins.int
     """Value of max_tokens for a job that does not set it."""
     available: _builtins.bool
-    """Whether a worker has polled for jobs of this model within the last minute."""
+    """Whether a worker serves this model: it has polled for jobs within the last minute, or reports itself. A full one does not poll."""
     structured_output: _builtins.bool
     """Whether the model takes params.structured_output, as its operator says. An engine may know fewer forms: a job with another one
     is refused by its worker, with UNSUPPORTED_PARAMS.

@@ -125,7 +125,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""
         tenant = current_caller().tenant
-        models, trained = await asyncio.gather(self._models.infos(self._client, tenant), self._trained.all(tenant))
+        models, trained = await asyncio.gather(
+            self._models.infos(self._client, tenant, self._workers.serves), self._trained.all(tenant)
+        )
         response = llm_pb2.ListModelsResponse(models=models, trained=trained)
         await self._answers.of(context).reserve(response.ByteSize())
         return response

@@ -4,6 +4,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, DescribeTaskQueueResponse
 
 from llm_pb import common_pb2
@@ -39,7 +40,7 @@ async def test_a_class_has_the_backlog_and_the_estimate_of_its_queue() -> None:
     temporal: Any = Temporal({"q": (30, 4.0), "q.background": (500, 0.0)})
     models = Models([MODEL], Classes())
     for _ in range(2):
-        (info,) = await models.infos(temporal, "")
+        (info,) = await models.infos(temporal, "", lambda _: False)
         assert info.backlog == 530
         found = {one.job_class: (one.backlog, one.estimated_wait.ToTimedelta()) for one in info.classes}
         assert found == {
@@ -53,3 +54,10 @@ async def test_a_class_has_the_backlog_and_the_estimate_of_its_queue() -> None:
     waiting = await models.queue_info(temporal, "q")
     assert waiting is not None
     assert (waiting.backlog, waiting.estimated_wait.ToTimedelta()) == (30, timedelta(seconds=7.5))
+
+
+@pytest.mark.parametrize("reported", ["q", "q.background", None])
+async def test_a_worker_that_does_not_poll_since_it_is_full_serves_its_model(reported: str | None) -> None:
+    temporal: Any = Temporal({"q": (30, 4.0), "q.background": (0, 0.0)})
+    (info,) = await Models([MODEL], Classes()).infos(temporal, "", lambda queue: queue == reported)
+    assert info.available == (reported == "q")

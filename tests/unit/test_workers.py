@@ -69,6 +69,22 @@ def test_workers_are_listed_by_name_with_their_last_report(table: Table) -> None
     assert all(info.HasField("report_time") for info in table.workers.infos())
 
 
+def test_a_worker_serves_its_queues_from_its_loading_to_its_end(table: Table) -> None:
+    """A full one as well: that it takes no further job now does not count."""
+    queues = {"task_queues": ["q", "q.background"]}
+    table.take("a", state=llm_pb2.WORKER_STATE_LOADING, **queues)
+    assert not table.workers.serves("q")
+    table.take("a", state=llm_pb2.WORKER_STATE_SERVING, seats=4, seats_in_use=4, **queues)
+    assert table.workers.serves("q")
+    assert not table.workers.serves("other")
+    table.reports.receiving = False
+    assert table.workers.serves("q")
+    table.clock.now += 15
+    assert not table.workers.serves("q")
+    table.take("a", state=llm_pb2.WORKER_STATE_DRAINING, **queues)
+    assert not table.workers.serves("q")
+
+
 def test_workers_are_filtered_by_model(table: Table) -> None:
     table.take("a", model="small")
     table.take("b", model="large")

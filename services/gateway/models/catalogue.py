@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -107,15 +107,18 @@ class Models:
         prompts = self._prompts.get(name)
         return None if prompts is None else prompts.max_bytes
 
-    async def infos(self, client: Client, tenant: str) -> list[llm_pb2.ModelInfo]:
-        """Return every model of a tenant with the state of its queues. Raises RPCError if Temporal is unavailable."""
+    async def infos(self, client: Client, tenant: str, serves: Callable[[str], bool]) -> list[llm_pb2.ModelInfo]:
+        """Return every model of a tenant with the state of its queues. Raises RPCError if Temporal is unavailable.
+
+        `serves` returns whether a worker of a queue reports itself.
+        """
         own = [self._models[name] for name in self._names(tenant)]
-        return await asyncio.gather(*(self._info(client, model) for model in own))
+        return await asyncio.gather(*(self._info(client, model, serves) for model in own))
 
     def _names(self, tenant: str) -> list[str]:
         return [model.name for model in self._models.values() if _is_of(model, tenant)]
 
-    async def _info(self, client: Client, model: Model) -> llm_pb2.ModelInfo:
+    async def _info(self, client: Client, model: Model, serves: Callable[[str], bool]) -> llm_pb2.ModelInfo:
         waiting, background = await asyncio.gather(
             *(self.queue_state(client, queue) for queue in (model.queue, background_queue(model)))
         )
@@ -126,8 +129,8 @@ class Models:
             max_output_tokens=model.max_output_tokens,
             default_max_tokens=model.default_max_tokens,
             structured_output=model.structured_output,
-            # A worker of an earlier version polls this queue alone.
-            available=waiting.available,
+            # A worker of an earlier version polls this queue alone. A full worker does not poll.
+            available=waiting.available or serves(model.queue),
             backlog=waiting.backlog + background.backlog,
             classes=[
                 llm_pb2.ModelClass(

@@ -60,6 +60,12 @@ class Workers:
         entries = sorted(self._entries.items())
         return [entry.info for _, entry in entries if not model or entry.info.model == model]
 
+    def serves(self, queue: str) -> bool:
+        """Return whether a worker has reported lately that it serves a task queue."""
+        self._drop_gone()
+        infos = (entry.info for entry in self._entries.values())
+        return any(info.state == llm_pb2.WORKER_STATE_SERVING and queue in info.task_queues for info in infos)
+
     def _keep(self, report: internal_pb2.WorkerReport) -> None:
         name = report.worker.worker
         if report.ended:
