@@ -14,7 +14,7 @@ from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
-from durable_llm.cli._options import NAME, ClassName, Duration, connection_options, json_option
+from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
 
@@ -38,8 +38,10 @@ def batch() -> None:
 @click.option("--project", "project_id", type=NAME, help="A label to list batches by.")
 @click.option("--class", "job_class", type=ClassName(), help="How urgent it is.")
 @click.option("--window", type=Duration(), help="Time after which no further line begins. [default: 24h]")
-@click.option("--max-concurrent", type=click.IntRange(1, 2**31 - 1), help="Maximum number of lines that run at once.")
-@click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Share of failures that ends the batch.")
+@click.option("--max-concurrent", type=Limit(WholeNumber()), help="Maximum number of lines that run at once.")
+@click.option(
+    "--max-failure-rate", type=Limit(click.FloatRange(0, 1)), help="Share of failures that ends the batch, up to 1."
+)
 @click.option(
     "--notify",
     type=NAME,

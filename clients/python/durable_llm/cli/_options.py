@@ -58,6 +58,22 @@ class WholeNumber(click.ParamType[int]):
         return number
 
 
+class Limit(click.ParamType[Any]):
+    """A limit, of which a message holds 0 where there is none."""
+
+    def __init__(self, numbers: click.ParamType[Any]) -> None:
+        """`numbers` are those that the field of the message can hold."""
+        self._numbers = numbers
+        self.name = numbers.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the limit. Fails with a usage error."""
+        limit = self._numbers.convert(value, param, ctx)
+        if limit <= 0:
+            self.fail(f"{value} is no limit: give more than 0, or leave the option out for none.", param, ctx)
+        return limit
+
+
 class ClassName(click.Choice[str]):
     """A class of jobs by its name, such as background. It becomes the name of the enum's value."""
 

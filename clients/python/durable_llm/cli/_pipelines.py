@@ -14,7 +14,7 @@ from durable_llm.cli._follow_pipeline import as_fields, described, error_of, fol
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
-from durable_llm.cli._options import NAME, ClassName, Duration, WholeNumber, connection_options, json_option
+from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
 
@@ -48,7 +48,7 @@ def pipeline() -> None:
 @click.option("--project", "project_id", type=NAME, help="A label to list pipelines by.")
 @click.option("--class", "job_class", type=ClassName(), help="How urgent its jobs are.")
 @click.option("--timeout", type=Duration(), help="Time after which it is stopped. [default: 24h]")
-@click.option("--output-tokens", type=WholeNumber(64), help="Budget of output tokens of all steps together.")
+@click.option("--output-tokens", type=Limit(WholeNumber(64)), help="Budget of output tokens of all steps together.")
 @click.option("--request-id", type=NAME, help="Key of the pipeline. [default: a random one]")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and do not wait.")
 @_follow_option
@@ -87,7 +87,7 @@ def run(
         "request_id": request_id or uuid.uuid4().hex,
         "job_class": job_class,
         "total_timeout": timeout,
-        "budget": {"output_tokens": output_tokens} if output_tokens else None,
+        "budget": {"output_tokens": output_tokens} if output_tokens is not None else None,
     }
     again = f"It may have been accepted. Run it again with --request-id {fields['request_id']} to find it."
     from durable_llm.errors import Unavailable
