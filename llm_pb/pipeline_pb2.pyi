@@ -741,7 +741,10 @@ class TrainingSpec(_message.Message):
     Default 0.0005.
     """
     step_tokens: _builtins.int
-    """Number of tokens in a step: 2 to 1048576, within the operator's bound. Default 2048."""
+    """Number of tokens in a step: 2 to 1048576, within the operator's bound. A step reads whole rows: of 512 tokens, of the context of
+    base_model if that is shorter, or of the whole data set if that is. So the number is rounded down to rows, and is one row if it is less.
+    Default 2048.
+    """
     alias: _builtins.str
     """An alias that names the new version, in addition to "latest", which always names the newest one: a letter, then up to 63 of A-Z a-z 0-9
     . _ - . Optional.

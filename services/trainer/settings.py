@@ -40,7 +40,7 @@ class TrainerSettings(MetricsSettings):
     max_steps: int = Field(100_000, gt=0, le=MAX_STEPS)
     """Maximum number of steps of a training."""
     max_step_tokens: int = Field(65_536, gt=1, le=MAX_STEP_TOKENS)
-    """Maximum number of tokens of a step."""
+    """Maximum number of tokens of a step. A step reads at least one row, which has up to 512."""
     max_dataset_bytes: int = Field(256 * 1024 * 1024, gt=0)
     """Maximum size of a file of documents, in bytes."""
     max_documents: int = Field(1_000_000, gt=1)

@@ -120,8 +120,9 @@ async def part_of_many(llm: Pipeline, topics: ListValue) -> ListValue:
     async def write(part: Pipeline, topic: str) -> str:
         return (await part.generate("write", model="docstrings", prompt=topic, max_tokens=2)).text
 
+    parts = await llm.map("parts", [*topics], write, limit=50, return_exceptions=True)
     texts = ListValue()
-    texts.extend(await llm.map("parts", [*topics], write, limit=50))
+    texts.extend(None if isinstance(part, StepFailed) else part for part in parts)
     return texts
 
 
@@ -133,7 +134,7 @@ async def many(llm: Pipeline, spec: Struct) -> Int32Value:
     async def run(group: Pipeline, first: int) -> int:
         some = ListValue()
         some.extend(f"Part {number}." for number in range(first, min(first + size, count)))
-        return len(await group.pipeline("parts", "part-of-many", some))
+        return sum(part is not None for part in await group.pipeline("parts", "part-of-many", some))
 
     return Int32Value(value=sum(await llm.map("groups", range(0, count, size), run, limit=4)))
 
