@@ -26,7 +26,7 @@ def models_folder(tenant: str) -> str:
     return f"{MODELS_FOLDER}{tenant or '-'}/"
 
 
-async def put_file(store: Store, prefix: str, path: Path, progressed: Callable[[], None]) -> internal_pb2.StoredFile:
+async def put_file(store: Store, prefix: str, path: Path, progressed: Callable[[], object]) -> internal_pb2.StoredFile:
     """Write a file as a new object under a prefix. Calls `progressed` for each piece.
 
     Raises what Store.put raises, OSError.
@@ -44,20 +44,26 @@ async def put_file(store: Store, prefix: str, path: Path, progressed: Callable[[
     return internal_pb2.StoredFile(object=stored.name, size=stored.size, sha256=sha256.digest(), path=path.name)
 
 
-async def get_file(store: Store, file: internal_pb2.StoredFile, path: Path) -> None:
-    """Read an object into a file. Raises ObjectDamaged for other content than was written; what Store.read raises."""
+async def get_file(
+    store: Store, file: internal_pb2.StoredFile, path: Path, progressed: Callable[[], object] = lambda: None
+) -> None:
+    """Read an object into a file. Calls `progressed` for each piece.
+
+    Raises ObjectDamaged for other content than was written; what Store.read raises.
+    """
     sha256 = hashlib.sha256()
     with path.open("wb") as into:
         async with aclosing(store.read(StoredObject(file.object, file.size))) as pieces:
             async for piece in pieces:
                 sha256.update(piece)
                 await asyncio.to_thread(into.write, piece)
+                progressed()
     if sha256.digest() != file.sha256:
         raise ObjectDamaged(f"the object {file.object} has another content than was written")
 
 
 async def put_model(
-    store: Store, pipeline_id: str, folder: Path, progressed: Callable[[], None]
+    store: Store, pipeline_id: str, folder: Path, progressed: Callable[[], object]
 ) -> list[internal_pb2.StoredFile]:
     """Write the files of a model that a pipeline has trained. Like put_file."""
     tenant = tenant_of(pipeline_id)
@@ -66,9 +72,14 @@ async def put_model(
     return [await put_file(store, models_folder(tenant), folder / name, progressed) for name in names]
 
 
-async def get_model(store: Store, files: Iterable[internal_pb2.StoredFile], folder: Path) -> None:
-    """Read the files of a model into a folder. Raises ValueError for a file that no model has; what get_file raises."""
+async def get_model(
+    store: Store,
+    files: Iterable[internal_pb2.StoredFile],
+    folder: Path,
+    progressed: Callable[[], object] = lambda: None,
+) -> None:
+    """Read the files of a model into a folder. Like get_file. Raises ValueError for a file that no model has."""
     for file in files:
         if _FILE_NAME.fullmatch(file.path) is None:
             raise ValueError(f"no model has a file {file.path!r}")
-        await get_file(store, file, folder / file.path)
+        await get_file(store, file, folder / file.path, progressed)

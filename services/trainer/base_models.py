@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from temporalio.client import Client
@@ -32,15 +33,15 @@ class BaseModels:
             return name
         return f"{trained[0]}@{(await self._version(name, tenant)).version.version}"
 
-    async def folder(self, name: str, tenant: str, into: Path) -> Path:
-        """Return the folder of a model, which is `into` for a trained one.
+    async def folder(self, name: str, tenant: str, into: Path, progressed: Callable[[], object]) -> Path:
+        """Return the folder of a model, which is `into` for a trained one. Calls `progressed` for each piece of that.
 
         Raises ApplicationError for an unknown model, the errors of the store, RPCError, WorkflowQueryFailedError.
         """
         if trained_model(name) is None:
             return self._folder(name)
         await asyncio.to_thread(into.mkdir)
-        await get_model(self._store, (await self._version(name, tenant)).files, into)
+        await get_model(self._store, (await self._version(name, tenant)).files, into, progressed)
         return into
 
     def _folder(self, name: str) -> Path:

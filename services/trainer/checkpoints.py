@@ -48,14 +48,14 @@ class Checkpoints:
         """Return the checkpoints of this run, the last one first. Raises StoreUnavailable."""
         return await self._list(self._own)
 
-    async def restore(self, path: Path) -> Checkpoint | None:
+    async def restore(self, path: Path, progressed: Callable[[], object]) -> Checkpoint | None:
         """Write the last whole checkpoint of the recipe to a path, and return it; None without one.
 
-        Raises StoreUnavailable, KeysUnavailable, OSError.
+        Calls `progressed` for each piece. Raises StoreUnavailable, KeysUnavailable, OSError.
         """
         for checkpoint in await self._list(self._recipe):
             try:
-                await get_file(self._store, checkpoint.file, path)
+                await get_file(self._store, checkpoint.file, path, progressed)
             except (ObjectMissing, Unreadable):
                 # It was damaged, or another attempt has removed it meanwhile.
                 continue
@@ -66,7 +66,7 @@ class Checkpoints:
         """Return whether a checkpoint is one of this run, and not of another one of the recipe."""
         return checkpoint.file.object.startswith(self._own)
 
-    async def save(self, step: int, sha256: bytes, path: Path, progressed: Callable[[], None]) -> Checkpoint:
+    async def save(self, step: int, sha256: bytes, path: Path, progressed: Callable[[], object]) -> Checkpoint:
         """Write a checkpoint, and remove those of this run before the last two.
 
         Calls `progressed` for each piece. Raises the errors of the store.

@@ -6,7 +6,7 @@ A document is known by the hash of its words, so that case and white space make 
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,7 @@ MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 MAX_MESSAGES: Final = 1000
 _HELD_OUT: Final = 20
 """One of so many documents is held out, where no file of held-out documents is given."""
+_PIECE_BYTES: Final = 1024 * 1024
 _SHOWN: Final = 5
 """Maximum number of lines that an error names."""
 _ROLES: Final = ("system", "user", "assistant")
@@ -56,11 +57,16 @@ class Invalid(ValueError):
     """A line is no document."""
 
 
-def inspect(dataset: Path, held_out: Path | None, max_documents: int) -> Contents:
-    """Read the files of a training. Raises ApplicationError, which is not retried, for what cannot be trained on."""
+def inspect(
+    dataset: Path, held_out: Path | None, max_documents: int, progressed: Callable[[], object] = lambda: None
+) -> Contents:
+    """Read the files of a training. Calls `progressed` for each MiB.
+
+    Raises ApplicationError, which is not retried, for what cannot be trained on.
+    """
     lines: dict[bytes, int] = {}
     documents = 0
-    for document in read(dataset, "dataset", max_documents):
+    for document in read(dataset, "dataset", max_documents, progressed):
         documents += 1
         lines.setdefault(document.digest, document.line)
     if held_out is None:
@@ -70,7 +76,7 @@ def inspect(dataset: Path, held_out: Path | None, max_documents: int) -> Content
         return Contents(documents, 0, frozenset(chosen))
     others: set[bytes] = set()
     number = 0
-    for document in read(held_out, "held_out", max_documents):
+    for document in read(held_out, "held_out", max_documents, progressed):
         number += 1
         others.add(document.digest)
     if not lines or not others:
@@ -83,13 +89,22 @@ def inspect(dataset: Path, held_out: Path | None, max_documents: int) -> Content
     return Contents(documents, number, frozenset(others))
 
 
-def read(path: Path, field: str, max_documents: int) -> Iterator[Document]:
-    """Yield the documents of a file. Raises ApplicationError, which is not retried, after its last line."""
+def read(
+    path: Path, field: str, max_documents: int, progressed: Callable[[], object] = lambda: None
+) -> Iterator[Document]:
+    """Yield the documents of a file. Calls `progressed` for each MiB.
+
+    Raises ApplicationError, which is not retried, after its last line.
+    """
     problems: list[str] = []
-    count = number = 0
+    count = number = size = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            size += len(line)
+            if size >= _PIECE_BYTES:
+                size = 0
+                progressed()
             if len(line) > MAX_LINE_BYTES:
                 raise _refused(INVALID_DATASET, f"{field}: line {number} has more than {MAX_LINE_BYTES} bytes")
             if not line.strip():

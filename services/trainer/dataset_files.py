@@ -5,6 +5,7 @@ A file is looked up in the tenant of the pipeline, whatever id the spec names, s
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,9 +21,15 @@ from store.store import Store, StoredObject
 
 
 async def fetch_file(
-    client: Client, store: Store, ref: common_pb2.FileRef, tenant: str, max_bytes: int, path: Path
+    client: Client,
+    store: Store,
+    ref: common_pb2.FileRef,
+    tenant: str,
+    max_bytes: int,
+    path: Path,
+    progressed: Callable[[], object],
 ) -> bytes:
-    """Write the content of a file to a path; return its SHA-256.
+    """Write the content of a file to a path; return its SHA-256. Calls `progressed` for each piece.
 
     Raises ApplicationError for a file that is gone or too large; the errors of the store, RPCError,
     WorkflowQueryFailedError.
@@ -40,6 +47,7 @@ async def fetch_file(
                 async for piece in pieces:
                     sha256.update(piece)
                     await asyncio.to_thread(into.write, piece)
+                    progressed()
     if sha256.digest() != found.ref.sha256 or ref.sha256 not in (b"", sha256.digest()):
         # It was deleted, and another one was uploaded under its key.
         raise _refused(DATASET_MISSING, f"the content of {ref.file_id} is another one than the training names")

@@ -9,7 +9,7 @@ tokenizer, so an equal one is found again. A shard has 32-bit little-endian inte
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -67,20 +67,28 @@ class Datasets:
         return internal_pb2.StoredFile(object=stored.name, size=stored.size, sha256=hashlib.sha256(content).digest())
 
 
-async def read_object(store: Store, file: internal_pb2.StoredFile) -> bytearray:
-    """Return the content of an object. Raises ObjectDamaged for another content, the errors of the store."""
+async def read_object(
+    store: Store, file: internal_pb2.StoredFile, progressed: Callable[[], object] = lambda: None
+) -> bytearray:
+    """Return the content of an object. Calls `progressed` for each piece.
+
+    Raises ObjectDamaged for another content, the errors of the store.
+    """
     content = bytearray()
     async with aclosing(store.read(StoredObject(file.object, file.size))) as pieces:
         async for piece in pieces:
             content += piece
+            progressed()
     if hashlib.sha256(content).digest() != file.sha256:
         raise ObjectDamaged(f"the object {file.object} has another content than was written")
     return content
 
 
-async def read_shards(store: Store, shards: Iterable[internal_pb2.StoredFile]) -> bytearray:
-    """Return the content of shards, joined. Raises what read_object raises."""
+async def read_shards(
+    store: Store, shards: Iterable[internal_pb2.StoredFile], progressed: Callable[[], object]
+) -> bytearray:
+    """Return the content of shards, joined. Like read_object."""
     content = bytearray()
     for shard in shards:
-        content += await read_object(store, shard)
+        content += await read_object(store, shard, progressed)
     return content

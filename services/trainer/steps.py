@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ from runtime.temporal import RPC_TIMEOUT
 from runtime.work_folders import work_folder
 from services.trainer.adapters import adapter_of
 from services.trainer.base_models import BaseModels, digest_of
+from services.trainer.beats import beat_of_threads
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.dataset import Document, inspect, read
 from services.trainer.dataset_files import fetch_file
@@ -76,14 +78,16 @@ class TrainingSteps:
             raise ApplicationError(message, type=TRAINING_FAILED, non_retryable=True)
         with self._working() as folder:
             base = await self._models.resolve(spec.base_model, _tenant())
-            where = await self._models.folder(base, _tenant(), folder / "base")
+            where = await self._models.folder(base, _tenant(), folder / "base", activity.heartbeat)
             if (adapter := adapter_of(spec)) is not None and adapter.modules:
                 try:
                     await asyncio.to_thread(require_modules, where, adapter)
                 except (ValueError, TypeError, KeyError) as error:
                     raise ApplicationError(str(error), type=TRAINING_FAILED, non_retryable=True) from error
             files = await self._fetch(task, folder)
-            found = await asyncio.to_thread(inspect, files.dataset, files.held_out, settings.max_documents)
+            found = await asyncio.to_thread(
+                inspect, files.dataset, files.held_out, settings.max_documents, beat_of_threads()
+            )
             return internal_pb2.DatasetReport(
                 base_model=base,
                 base_sha256=await asyncio.to_thread(digest_of, where),
@@ -96,7 +100,7 @@ class TrainingSteps:
     async def tokenize(self, task: internal_pb2.TrainingTask) -> internal_pb2.TokenizedDataset:
         """Write the tokens to the store, unless they are there. Raises ApplicationError."""
         with self._working() as folder:
-            where = await self._models.folder(task.report.base_model, _tenant(), folder / "base")
+            where = await self._models.folder(task.report.base_model, _tenant(), folder / "base", activity.heartbeat)
             tokenizing = await asyncio.to_thread(Tokenizing, where)
             files = await self._fetch(task, folder)
             key = hashlib.sha256(f"{files.key}/{tokenizing.fingerprint}".encode()).hexdigest()
@@ -104,19 +108,15 @@ class TrainingSteps:
             if (known := await datasets.find(self._settings.keep / 2)) is not None:
                 known.summary.reused = True
                 return known
-            found = await asyncio.to_thread(inspect, files.dataset, files.held_out, self._settings.max_documents)
+            beat, most = beat_of_threads(), self._settings.max_documents
+            found = await asyncio.to_thread(inspect, files.dataset, files.held_out, most, beat)
             dataset = internal_pb2.TokenizedDataset()
             counts = _Counts()
-            learned = _documents(files.dataset, self._settings.max_documents, found.held_out, counts, held=False)
+            learned = _documents(read(files.dataset, "dataset", most, beat), found.held_out, counts, held=False)
             dataset.shards.extend(await self._write(datasets, tokenizing, learned, counts))
             documents, tokens = counts.documents, counts.tokens
-            others = _documents(
-                files.held_out or files.dataset,
-                self._settings.max_documents,
-                found.held_out,
-                counts,
-                held=True,
-            )
+            held_out = read(files.held_out or files.dataset, "held_out", most, beat)
+            others = _documents(held_out, found.held_out, counts, held=True)
             dataset.held_out_shards.extend(await self._write(datasets, tokenizing, others, counts))
             dataset.summary.CopyFrom(
                 pipeline_pb2.PreprocessResult(
@@ -161,13 +161,14 @@ class TrainingSteps:
     async def evaluate(self, task: internal_pb2.TrainingTask) -> internal_pb2.ModelEvaluation:
         """Compare the trained model with the base model; write its files to the store if it is to be registered."""
         with self._working() as folder:
-            held_out = await read_shards(self._store, task.dataset.held_out_shards)
-            where = await self._models.folder(task.report.base_model, _tenant(), folder / "base")
-            await get_file(self._store, task.trained.file, folder / "checkpoint")
-            activity.heartbeat()
+            held_out = await read_shards(self._store, task.dataset.held_out_shards, activity.heartbeat)
+            where = await self._models.folder(task.report.base_model, _tenant(), folder / "base", activity.heartbeat)
+            await get_file(self._store, task.trained.file, folder / "checkpoint", activity.heartbeat)
             model = await self._device.run(TrainedModel, where, self._settings.device)
+            activity.heartbeat()
             base_loss = await self._loss(model, held_out)
             await self._device.run(model.take, folder / "checkpoint", adapter_of(task.spec))
+            activity.heartbeat()
             loss = await self._loss(model, held_out)
             result = internal_pb2.ModelEvaluation(loss=loss, base_loss=base_loss)
             if loss < base_loss and base_loss - loss >= task.spec.min_improvement:
@@ -241,11 +242,12 @@ class TrainingSteps:
 
     async def _fetch(self, task: internal_pb2.TrainingTask, folder: Path) -> _Files:
         spec, most, held_out, key = task.spec, self._settings.max_dataset_bytes, None, ""
+        fetch = partial(fetch_file, self._client, self._store, progressed=activity.heartbeat)
         dataset = folder / "dataset"
-        digest = await fetch_file(self._client, self._store, spec.dataset, _tenant(), most, dataset)
+        digest = await fetch(spec.dataset, _tenant(), most, dataset)
         if spec.HasField("held_out"):
             held_out = folder / "held-out"
-            key = (await fetch_file(self._client, self._store, spec.held_out, _tenant(), most, held_out)).hex()
+            key = (await fetch(spec.held_out, _tenant(), most, held_out)).hex()
         return _Files(dataset, held_out, f"{digest.hex()}/{key}")
 
     @contextmanager
@@ -264,11 +266,11 @@ class _Counts:
 
 
 def _documents(
-    path: Path, max_documents: int, held_out: frozenset[bytes], counts: _Counts, *, held: bool
+    documents: Iterable[Document], held_out: frozenset[bytes], counts: _Counts, *, held: bool
 ) -> Iterator[Document]:
     """Yield the documents that are held out, or those that are not, each once."""
     seen = set[bytes]()
-    for document in read(path, path.name, max_documents):
+    for document in documents:
         digest = document.digest
         if (digest in held_out) == held and digest not in seen:
             seen.add(digest)

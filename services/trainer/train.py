@@ -87,9 +87,9 @@ class _Attempt:
         """Load the model and the tokens, and go on at the last checkpoint."""
         spec = self._task.spec
         self._beat()
-        tokens = await read_shards(self._store, self._task.dataset.shards)
-        self._beat()
-        folder = await models.folder(self._task.report.base_model, self._tenant, self._folder / "base")
+        tokens = await read_shards(self._store, self._task.dataset.shards, self._beat)
+        base = self._task.report.base_model
+        folder = await models.folder(base, self._tenant, self._folder / "base", self._beat)
         self._beat()
         recipe = Recipe(
             spec.steps,
@@ -101,7 +101,7 @@ class _Attempt:
         self._run = await self._device.run(TrainingRun, folder, recipe, tokens, settings.device)
         self._beat()
         path = self._folder / "checkpoint"
-        restored = await self._checkpoints.restore(path)
+        restored = await self._checkpoints.restore(path, self._beat)
         if restored is not None:
             await self._device.run(self._run.restore, path)
             # Another run may remove its own at any time.
