@@ -13,8 +13,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import names, options
-    from jobs.costs import reserved_tokens
+    from jobs import names
     from jobs.ids import MAX_JOB_ID
     from jobs.pipelines import (
         BUDGET_SPENT,
@@ -26,13 +25,12 @@ with workflow.unsafe.imports_passed_through():
         new_status,
     )
     from jobs.search import Hash
-    from jobs.start import job_start
-    from jobs.usage import left_of, spent_field, usage_of
-    from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+    from jobs.usage import left_of, spent_field
+    from llm_pb import batch_pb2, common_pb2, internal_pb2, pipeline_pb2
     from pipelines.compensation import is_undoing
     from pipelines.errors import StepFailed, failing_as, status_of
 
-from pipelines.admission import ADMISSION, Admission
+from pipelines.admission import Admission
 from pipelines.children import start_child
 from pipelines.history import HistoryRoom
 from pipelines.left import left_by
@@ -40,7 +38,6 @@ from pipelines.metrics import record_step
 from pipelines.step import Step
 from pipelines.token_leases import TokenLeases
 from pipelines.tree import Tree
-from workflows import activities
 
 _M = TypeVar("_M", bound=Message)
 _SHORTEST: Final = timedelta(milliseconds=1)
@@ -143,72 +140,6 @@ class Execution:
         record_step(self.pipeline, state)
         self.leases.release(step.path)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
-
-    async def run_job(
-        self,
-        step: Step,
-        job: llm_pb2.JobRequest,
-        timeout: timedelta | None,
-        is_usable: Callable[[llm_pb2.JobResult], bool] = lambda _: True,
-    ) -> llm_pb2.JobResult:
-        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed.
-
-        A pipeline that goes on runs no job again that has succeeded, and whose result is usable.
-        """
-        if (made := await self.recall_job(step, is_usable)) is not None:
-            return made
-        pipeline, info = self.pipeline, workflow.info()
-        job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
-        job.job_class = pipeline.job_class
-        within = self.within(step.path, timeout)
-        job.timeouts.total.CopyFrom(options.duration(within))
-        if (left := self.grant(step)) is not None:
-            job.budget.CopyFrom(left)
-        chosen = await self.admission.options_of(job, within)
-        if not self.compensating:
-            await self.leases.take(step.path, reserved_tokens(job, chosen.default_max_tokens))
-        start = job_start(
-            job,
-            chosen,
-            id_=f"{self.id}/{step.path}",
-            priority=info.priority,
-            traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
-            hash_=self.hash_,
-        )
-        arguments = {
-            "memo": {**start.memo, names.MEMO_RERUN: True} if self.options.resumed else start.memo,
-            "search_attributes": start.search_attributes,
-            "priority": start.priority,
-            "execution_timeout": start.execution_timeout,
-        }
-        result = await self.run_child(step, names.JOB_WORKFLOW_TYPE, job, llm_pb2.JobResult, **arguments)
-        self._take(step, result)
-        return result
-
-    def _take(self, step: Step, result: llm_pb2.JobResult) -> None:
-        """Note in the tree what the job of a step has made and used."""
-        step.usage.CopyFrom(usage_of(result.metadata))
-        if files := [*([result.output_file] if result.HasField("output_file") else ()), *result.images]:
-            self.tree.change(step.path).files.extend(files)
-
-    async def recall_job(self, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]) -> llm_pb2.JobResult | None:
-        """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
-
-        Raises ActivityError for a job that was deleted.
-        """
-        if not self.options.resumed:
-            return None
-        id_ = f"{self.id}/{step.path}"
-        result = await workflow.execute_local_activity(
-            activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
-        )
-        self.room.add(result)
-        if not result.HasField("metadata") or not is_usable(result):
-            return None
-        self.tree.change(step.path).workflow_id = id_
-        self._take(step, result)
-        self.recalled_tokens += step.usage.output_tokens
-        return result
 
     def grant(self, step: Step) -> common_pb2.Budget | None:
         """Return what a step may use: what is left of the budget; None without one. Raises StepFailed for nothing."""

@@ -31,6 +31,7 @@ from pipelines.calls import call_each, call_in_turn
 from pipelines.execution import Execution
 from pipelines.files import JSON_LINES, Files
 from pipelines.forms import is_usable, parsed
+from pipelines.job_steps import run_job
 from pipelines.nested import run_batch, run_pipeline
 
 _T = TypeVar("_T")
@@ -125,7 +126,7 @@ class Pipeline:
             job.cache.ttl.FromTimedelta(cache)
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
             usable = (lambda _: True) if schema is None else (lambda result: is_usable(result, schema))
-            result = await self._execution.run_job(step, job, timeout, usable)
+            result = await run_job(self._execution, step, job, timeout, usable)
             generated = Generated(result, self.files)
             if schema is None:
                 return generated
@@ -148,7 +149,7 @@ class Pipeline:
         params = llm_pb2.SamplingParams(seed=seed)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, params=params, image_size=size)
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
-            result = await self._execution.run_job(step, job, timeout, lambda result: bool(result.images))
+            result = await run_job(self._execution, step, job, timeout, lambda result: bool(result.images))
             if not result.images:
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
             return result.images[0]

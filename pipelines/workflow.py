@@ -10,7 +10,6 @@ Failed with the reason as the type. Its memo then holds the PipelineStatus. The 
 """
 
 import asyncio
-import contextlib
 from datetime import UTC, timedelta
 from typing import Any, Final
 
@@ -48,13 +47,11 @@ from pipelines.execution import Execution
 from pipelines.metrics import record_end
 from pipelines.nested import tell_questions
 from pipelines.program import Pipeline
+from pipelines.publishing import publish_tree
 from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, deliver_outcome
 
-_PUBLISH_EVERY: Final = timedelta(milliseconds=250)
-_NODES_EVERY: Final = 250
-"""Number of nodes up to which a tree is published so often. Each time costs the pipeline some events."""
 _LOCAL: Final = timedelta(seconds=10)
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _MAX_RESULT_BYTES: Final = 1024 * 1024
@@ -86,14 +83,13 @@ class LLMPipelineWorkflow:
         self._error: status_pb2.Status | None = None
         self._out_of_time = False
         self._ended = False
-        self._published = 0
         self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
 
     @workflow.run
     @one_input
     async def run(self, run: internal_pb2.PipelineRun | None = None) -> pipeline_pb2.PipelineResult:
         """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
-        publishing = asyncio.create_task(self._publish())
+        publishing = asyncio.create_task(publish_tree(self._execution.tree, self._status, lambda: self._ended))
         window = asyncio.create_task(self._wait_for_end())
         telling = asyncio.create_task(tell_questions(self._execution, lambda: self._ended))
         final = await self._run_program()
@@ -230,32 +226,6 @@ class LLMPipelineWorkflow:
             undoing = asyncio.create_task(quietly(undo))
             await self._cancellation.wait(undoing.done)
 
-    async def _publish(self) -> None:
-        """Publish the tree whenever it has changed, until the pipeline has ended."""
-        tree, last = self._execution.tree, workflow.now() - _PUBLISH_EVERY
-        # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
-        # command may depend on it.
-        paced = workflow.patched(names.PATCH_PACED)
-        while True:
-            await workflow.wait_condition(lambda: tree.version > self._published or self._ended)
-            if self._ended:
-                return
-            if not paced and (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
-                await workflow.sleep(early)
-            nodes = tree.changed_since(self._published)
-            record = internal_pb2.PipelineRecord(status=self._status, nodes=nodes, version=tree.version)
-            change = internal_pb2.PipelineChange(since=self._published, record=record)
-            self._published, last = tree.version, workflow.now()
-            publishing = workflow.start_local_activity(
-                activities.publish_pipeline, change, start_to_close_timeout=_LOCAL, retry_policy=_ONCE
-            )
-            await workflow.wait_condition(publishing.done)
-            # A reader that misses it asks Temporal.
-            publishing.exception()
-            if paced:
-                with contextlib.suppress(TimeoutError):
-                    await workflow.wait_condition(lambda: self._ended, timeout=_pause(len(tree.nodes)))
-
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> pipeline_pb2.PipelineResult:
         """Publish the outcome, and close with it."""
         options, status = self._run.options, pipeline_pb2.PipelineStatus()
@@ -311,8 +281,3 @@ class LLMPipelineWorkflow:
         """Wait for a task. A cancel meanwhile is noted, and does not reach it."""
         await self._cancellation.wait(task.done)
         task.result()
-
-
-def _pause(nodes: int) -> timedelta:
-    """Return the time until a tree of so many nodes is published again. A replay takes no notice of it."""
-    return _PUBLISH_EVERY * max(1, nodes / _NODES_EVERY)

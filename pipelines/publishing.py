@@ -1,0 +1,58 @@
+"""The live tree of a pipeline: its changes, for those who follow it."""
+
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import names
+    from llm_pb import internal_pb2, pipeline_pb2
+
+from pipelines.tree import Tree
+from workflows import activities
+
+_PUBLISH_EVERY: Final = timedelta(milliseconds=250)
+_NODES_EVERY: Final = 250
+"""Number of nodes up to which a tree is published so often. Each time costs the pipeline some events."""
+_LOCAL: Final = timedelta(seconds=10)
+_ONCE: Final = RetryPolicy(maximum_attempts=1)
+
+
+async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ended: Callable[[], bool]) -> None:
+    """Publish the tree and the status whenever they have changed, until the pipeline has ended."""
+    published, last = 0, workflow.now() - _PUBLISH_EVERY
+    # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
+    # command may depend on it.
+    paced = workflow.patched(names.PATCH_PACED)
+
+    def changed() -> bool:
+        return tree.version > published or has_ended()
+
+    while True:
+        await workflow.wait_condition(changed)
+        if has_ended():
+            return
+        if not paced and (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
+            await workflow.sleep(early)
+        nodes = tree.changed_since(published)
+        record = internal_pb2.PipelineRecord(status=status, nodes=nodes, version=tree.version)
+        change = internal_pb2.PipelineChange(since=published, record=record)
+        published, last = tree.version, workflow.now()
+        publishing = workflow.start_local_activity(
+            activities.publish_pipeline, change, start_to_close_timeout=_LOCAL, retry_policy=_ONCE
+        )
+        await workflow.wait_condition(publishing.done)
+        # A reader that misses it asks Temporal.
+        publishing.exception()
+        if paced:
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(has_ended, timeout=_pause(len(tree.nodes)))
+
+
+def _pause(nodes: int) -> timedelta:
+    """Return the time until a tree of so many nodes is published again. A replay takes no notice of it."""
+    return _PUBLISH_EVERY * max(1, nodes / _NODES_EVERY)
