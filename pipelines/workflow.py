@@ -128,6 +128,7 @@ class LLMPipelineWorkflow:
     def get_record(self) -> internal_pb2.PipelineRecord:
         """Return the tree and, at the end, the result."""
         record = self._execution.record()
+        record.status.cancel_requested = self._cancellation.error is not None
         if self._result is not None:
             record.result.CopyFrom(self._result)
         return record
@@ -246,6 +247,8 @@ class LLMPipelineWorkflow:
         await self._notify(status)
         if final == llm_pb2.JOB_STATE_CANCELLED:
             await self._cancellation.request()
+        # A cancel that came meanwhile has changed nothing else.
+        status.cancel_requested = self._cancellation.error is not None
         # Temporal alone makes the state final: until here the workflow's own is not.
         self._status.CopyFrom(status)
         self._execution.tree.touch()

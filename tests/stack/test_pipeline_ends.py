@@ -101,6 +101,37 @@ async def test_every_outcome_is_delivered_but_not_to_openais_webhooks(pipelines:
     assert await bad_fields(submit(pipelines, openai)) == {"pipeline.notify[1].webhook.format"}
 
 
+@pytest.mark.parametrize("by", ["call", "temporal"])
+async def test_a_cancel_while_the_outcome_is_delivered_changes_nothing_else(
+    pipelines: Any, temporal: Client, sink: Receiver, by: str
+) -> None:
+    """The state forgot it."""
+    path = f"/late-cancel-{by}"
+    # A pipeline is open for 2 s at most then, which may be over on a busy machine.
+    for tries in range(1, 6):
+        may_end = asyncio.Event()
+
+        async def reply(writer: asyncio.StreamWriter, request: Request, may_end: asyncio.Event = may_end) -> None:
+            await may_end.wait()
+            await status(200)(writer, request)
+
+        pipeline = new_pipeline("essay", StringValue(value="rain"), notify=[to(sink.on(path, reply))])
+        id_ = (await submit(pipelines, pipeline)).pipeline_id
+        await sink.received(path, tries)
+        if by == "call":
+            asked = await cancel(pipelines, id_)
+        else:
+            await temporal.get_workflow_handle(id_).cancel()
+            asked = (await get(pipelines, id_)).status
+        may_end.set()
+        seen = await follow(pipelines, id_)
+        if asked.state == llm_pb2.JOB_STATE_RUNNING:
+            break
+    assert (asked.state, asked.cancel_requested) == (llm_pb2.JOB_STATE_RUNNING, True)
+    for ended in (seen.status, (await get(pipelines, id_)).status, await cancel(pipelines, id_)):
+        assert (ended.state, ended.cancel_requested) == (llm_pb2.JOB_STATE_SUCCEEDED, True)
+
+
 async def test_deleting_the_jobs_of_a_user_deletes_their_pipelines(
     pipelines: Any, stub: LlmServiceStub, temporal: Client
 ) -> None:
