@@ -27,6 +27,7 @@ from tests.support.pipelines import cancel, follow, new_pipeline, submit
 
 SIGNALED = "workflow_execution_signaled_event_attributes"
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
+CANCELLED = pipeline_pb2.STEP_STATE_CANCELLED
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,19 @@ async def test_a_task_that_the_code_has_left_begins_no_step_while_compensations_
     seen = await follow(pipelines, (await submit(pipelines, new_pipeline("forgetful", StringValue()))).pipeline_id)
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert {path: step.state for path, step in seen.steps.items()} == {"undo": SUCCEEDED}
+
+
+async def test_a_cancel_of_a_step_whose_workflow_is_just_being_started_counts(pipelines: Any, temporal: Client) -> None:
+    """Code that catches the failure of a step took it for one, and its part went on."""
+    id_ = (await submit(pipelines, new_pipeline("hasty", StringValue(value="rain")))).pipeline_id
+    seen = await follow(pipelines, id_)
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status.root.error
+    assert {path: step.state for path, step in seen.steps.items() if path != "parts"} == {
+        "parts/0": CANCELLED,
+        "parts/0/write": CANCELLED,
+    }
+    events = (await temporal.get_workflow_handle(id_).fetch_history()).events
+    assert not any(event.HasField("start_child_workflow_execution_initiated_event_attributes") for event in events)
 
 
 @workflow.defn(name=names.PIPELINE_WORKFLOW_TYPE)

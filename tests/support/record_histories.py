@@ -224,6 +224,8 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     await follow(stub, large)
     left = (await submit(stub, new_pipeline("forgetful", StringValue(value="rain")))).pipeline_id
     await follow(stub, left)
+    hasty = (await submit(stub, new_pipeline("hasty", StringValue(value="rain")))).pipeline_id
+    await follow(stub, hasty)
     batching = (await submit(stub, new_pipeline("batching", Int32Value(value=2)))).pipeline_id
     await follow(stub, batching)
     spec = Struct()
@@ -241,6 +243,7 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
         "pipeline-failed": careful,
         "pipeline-cancelled": fan,
         "pipeline-left-task": left,
+        "pipeline-cancelled-start": hasty,
         "pipeline-of-large-outputs": large,
         "pipeline-with-a-batch": batching,
         "pipeline-of-pipelines": nesting,

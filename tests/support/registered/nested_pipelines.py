@@ -1,6 +1,7 @@
 """Pipelines of the tests: large outputs, files, batches, and pipelines within pipelines."""
 
 import asyncio
+import json
 
 from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -87,6 +88,37 @@ async def nesting_again(llm: Pipeline, topic: StringValue) -> StringValue:
     if not await llm.approve("ask", "Is it good?"):
         raise Incomplete(text, "the answer was no")
     return text
+
+
+@pipeline("forming", Int32Value, Int32Value, resumes=True)
+async def forming(llm: Pipeline, size: Int32Value) -> Int32Value:
+    """Generate JSON with a text of so many bytes, and fail without a yes. Who submits it again is asked again."""
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    prompt = f"Write it.[[when Write: {json.dumps({'text': 'x' * size.value})}]]"
+    made = await llm.generate("form", model="docstrings", prompt=prompt, schema=schema, max_tokens=70_000)
+    length = Int32Value(value=len(made.json["text"]))
+    if not await llm.approve("ask", "Is it good?"):
+        raise Incomplete(length, "the answer was no")
+    return length
+
+
+@pipeline("hasty", StringValue, StringValue)
+async def hasty(llm: Pipeline, topic: StringValue) -> StringValue:
+    """Fail in one part while the pipeline of another is just being started. That part would go on with a job."""
+
+    async def write(part: Pipeline, code: str) -> None:
+        if not code:
+            raise KeyError("scripted")
+        try:
+            await part.pipeline("write", code, topic)
+        except StepFailed:
+            await part.generate("instead", model="docstrings", prompt=topic.value, max_tokens=2)
+
+    try:
+        await llm.map("parts", ["essay", ""], write)
+    except KeyError:
+        return StringValue(value="failed")
+    return topic
 
 
 @pipeline("lingering", Int32Value, batch_pb2.BatchStatus)
