@@ -1,6 +1,6 @@
 """Steps that are jobs."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio import workflow
@@ -24,11 +24,11 @@ async def run_job(
     step: Step,
     job: llm_pb2.JobRequest,
     timeout: timedelta | None,
-    is_usable: Callable[[llm_pb2.JobResult], bool] = lambda _: True,
+    is_usable: Callable[[llm_pb2.JobResult], Awaitable[bool]] | None = None,
 ) -> llm_pb2.JobResult:
     """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed.
 
-    A pipeline that goes on runs no job again that has succeeded, and whose result is usable.
+    A pipeline that goes on runs no job again that has succeeded, and whose result is usable, as any is by default.
     """
     if (made := await _recall(execution, step, is_usable)) is not None:
         return made
@@ -62,7 +62,7 @@ async def run_job(
 
 
 async def _recall(
-    execution: Execution, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]
+    execution: Execution, step: Step, is_usable: Callable[[llm_pb2.JobResult], Awaitable[bool]] | None
 ) -> llm_pb2.JobResult | None:
     """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
 
@@ -75,7 +75,7 @@ async def _recall(
         activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
     )
     execution.room.add(result)
-    if not result.HasField("metadata") or not is_usable(result):
+    if not result.HasField("metadata") or (is_usable is not None and not await is_usable(result)):
         return None
     execution.tree.change(step.path).workflow_id = id_
     _take(execution, step, result)

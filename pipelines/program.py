@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
 from pipelines.calls import call_each, call_in_turn
 from pipelines.execution import Execution
 from pipelines.files import JSON_LINES, Files
-from pipelines.forms import is_usable, parsed
+from pipelines.forms import Form
 from pipelines.job_steps import run_job
 from pipelines.nested import run_batch, run_pipeline
 
@@ -125,12 +125,11 @@ class Pipeline:
         if cache is not None:
             job.cache.ttl.FromTimedelta(cache)
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
-            usable = (lambda _: True) if schema is None else (lambda result: is_usable(result, schema))
-            result = await run_job(self._execution, step, job, timeout, usable)
-            generated = Generated(result, self.files)
             if schema is None:
-                return generated
-            return Generated(result, self.files, parsed(step.path, result, await generated.read(), schema))
+                return Generated(await run_job(self._execution, step, job, timeout), self.files)
+            form = Form(schema, self.files)
+            result = await run_job(self._execution, step, job, timeout, form.is_usable)
+            return Generated(result, self.files, await form.value(step.path, result))
 
     async def image(
         self,
@@ -148,8 +147,12 @@ class Pipeline:
         """
         params = llm_pb2.SamplingParams(seed=seed)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, params=params, image_size=size)
+
+        async def has_images(result: llm_pb2.JobResult) -> bool:
+            return bool(result.images)
+
         async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
-            result = await run_job(self._execution, step, job, timeout, lambda result: bool(result.images))
+            result = await run_job(self._execution, step, job, timeout, has_images)
             if not result.images:
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
             return result.images[0]
