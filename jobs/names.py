@@ -245,6 +245,8 @@ PATCH_KEEPS_CANCELS: Final = "keeps-cancels"
 PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
 # A step of a pipeline fails whose output is JSON of another form than its schema.
 PATCH_FORMS: Final = "refuses-other-forms"
+# The times of a pipeline are those of Temporal's clock, also when it began and when it is stopped.
+PATCH_ONE_CLOCK: Final = "has-one-clock"
 # A pipeline that goes on takes JSON from the earlier run that is a file, as it does a smaller one.
 PATCH_RECALLS_FILES: Final = "recalls-json-files"
 # A task that the code of a pipeline has left running begins no step while compensations run.

@@ -68,15 +68,23 @@ class LLMPipelineWorkflow:
         self._run = internal_pb2.PipelineRun()
         if run is not None:
             self._run.CopyFrom(run)
-        chosen = self._run.options
+        info, chosen = workflow.info(), self._run.options
         if not chosen.HasField("create_time"):
-            chosen.create_time.FromDatetime(workflow.info().workflow_start_time)
+            chosen.create_time.FromDatetime(info.workflow_start_time)
         if not chosen.HasField("expire_time"):
             chosen.expire_time.FromDatetime(chosen.create_time.ToDatetime(UTC) + timedelta(days=1))
         if not chosen.HasField("max_job_timeout"):
             chosen.max_job_timeout.FromTimedelta(timedelta(days=1))
+        # A gateway has set both times by its clock. All others are Temporal's.
+        by_gateway = info.parent is None and workflow.patched(names.PATCH_ONE_CLOCK)
+        if by_gateway:
+            lasts = chosen.expire_time.ToDatetime(UTC) - chosen.create_time.ToDatetime(UTC)
+            chosen.expire_time.FromDatetime(info.workflow_start_time + lasts)
         self._execution = Execution(self._run)
         self._status = self._execution.status
+        if by_gateway:
+            # The time in the options stays, because it is that of the reservation.
+            self._status.root.start_time.FromDatetime(info.workflow_start_time)
         self._status.trace_id = trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, ""))
         self._cancellation = Cancellation()
         self._result: pipeline_pb2.PipelineResult | None = None

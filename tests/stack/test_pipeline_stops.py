@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, timedelta
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.errors import reason_of
+from jobs.ids import pipeline_workflow_id
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
@@ -122,6 +124,28 @@ async def _generates(stub: LlmServiceStub, job: str) -> None:
             # The step has not begun.
             if error.code() != grpc.StatusCode.NOT_FOUND:
                 raise
+
+
+@pytest.mark.parametrize("fast", [timedelta(hours=1), -timedelta(hours=1)], ids=["ahead", "behind"])
+async def test_a_gateway_with_a_wrong_clock_changes_no_time_of_a_pipeline(
+    pipelines: Any, temporal: Client, fast: timedelta
+) -> None:
+    """One whose gateway was behind had no time at all, and one whose gateway was ahead had too much."""
+    known = (await submit(pipelines, new_pipeline("essay", StringValue(value="rain")))).pipeline_id
+    described = await temporal.get_workflow_handle(known).describe()
+    run = internal_pb2.PipelineRun(pipeline=new_pipeline("careful", StringValue(value="rain")))
+    now, within = described.start_time + fast, timedelta(seconds=5)
+    run.options.create_time.FromDatetime(now)
+    run.options.expire_time.FromDatetime(now + within)
+    id_ = pipeline_workflow_id(run.pipeline.user_id, run.pipeline.request_id, "")
+    await temporal.start_workflow(names.PIPELINE_WORKFLOW_TYPE, run, id=id_, task_queue=described.task_queue)
+    seen = await follow(pipelines, id_)
+    root = seen.status.root
+    assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT
+    assert seen.status.expire_time.ToDatetime(UTC) - root.start_time.ToDatetime(UTC) == within
+    assert root.end_time.ToDatetime(UTC) >= seen.status.expire_time.ToDatetime(UTC)
+    started = (await temporal.get_workflow_handle(id_).describe()).start_time
+    assert abs(root.start_time.ToDatetime(UTC) - started) < timedelta(milliseconds=1)
 
 
 async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> None:
