@@ -241,6 +241,8 @@ PATCH_NOTES_QUESTIONS: Final = "notes-questions"
 PATCH_CANCELS_ONCE: Final = "cancels-steps-once"
 # A cancel of a step whose child is just being started ends the step.
 PATCH_KEEPS_CANCELS: Final = "keeps-cancels"
+# A job of a pipeline that cannot be admitted at once is admitted outside of a workflow task.
+PATCH_ADMITS_LATER: Final = "admits-later-elsewhere"
 # The jobs of a pipeline's fan-out that begin at the same time are admitted by one activity.
 PATCH_ADMITS_TOGETHER: Final = "admits-steps-together"
 # A step of a pipeline fails whose output is JSON of another form than its schema.

@@ -7,9 +7,10 @@ from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from jobs import names
     from llm_pb import internal_pb2, llm_pb2
 
 from workflows import activities
@@ -17,9 +18,9 @@ from workflows import activities
 ADMISSION: Final = timedelta(minutes=1)
 """Maximum time of an attempt to check a step and to choose its options."""
 _LONGEST: Final = timedelta(minutes=10)
-"""Maximum time to check a step in all. Each attempt adds events to the history, for each of the steps that wait."""
-_LONGEST_PAUSE: Final = timedelta(seconds=5)
-"""Maximum pause between two attempts within a workflow task, which takes in nothing meanwhile, such as a cancel."""
+"""Maximum time to check a step in all."""
+_AT_ONCE: Final = timedelta(seconds=5)
+"""Maximum time of the attempt within a workflow task, which takes in nothing meanwhile, such as a cancel."""
 _RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1))
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _Waiting = tuple[llm_pb2.JobRequest, "asyncio.Future[internal_pb2.JobOptions | None]"]
@@ -29,7 +30,8 @@ class Admission:
     """Admits the jobs of the steps of one pipeline.
 
     A workflow task lasts until its local activities have ended, and each of them runs the code of the workflow once
-    more and adds an event to the history. So the jobs of a fan-out that begin at the same time share one.
+    more and adds an event to the history. So the jobs of a fan-out that begin at the same time share one. What takes
+    longer, or fails and may succeed later, is tried again by an activity that is not local.
     """
 
     def __init__(self) -> None:
@@ -41,17 +43,28 @@ class Admission:
     async def options_of(self, job: llm_pb2.JobRequest, within: timedelta) -> internal_pb2.JobOptions:
         """Return the options of a job, which has so much time: a store that is away for some minutes delays its step.
 
-        Raises ActivityError for one that is refused.
+        Raises FailureError for one that is refused.
         """
         if self.together and (chosen := await self._with_others(job)) is not None:
             return chosen
-        return await workflow.execute_local_activity(
+        longest = min(within, _LONGEST)
+        try:
+            return await workflow.execute_local_activity(
+                activities.admit_step,
+                job,
+                schedule_to_close_timeout=longest,
+                start_to_close_timeout=_AT_ONCE,
+                retry_policy=_ONCE,
+            )
+        except FailureError as error:
+            if _is_final(error) or not workflow.patched(names.PATCH_ADMITS_LATER):
+                raise
+        return await workflow.execute_activity(
             activities.admit_step,
             job,
-            schedule_to_close_timeout=min(within, _LONGEST),
+            schedule_to_close_timeout=longest,
             start_to_close_timeout=ADMISSION,
             retry_policy=_RETRIES,
-            local_retry_threshold=_LONGEST_PAUSE,
         )
 
     async def _with_others(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions | None:
@@ -80,6 +93,14 @@ class Admission:
                     chosen.set_result(options)
 
 
+def _is_final(error: FailureError) -> bool:
+    """Return whether no further attempt of a local activity would succeed, or none is wanted.
+
+    The SDK raises what the activity has raised, in no ActivityError.
+    """
+    return is_cancelled_exception(error) or (isinstance(error, ApplicationError) and error.non_retryable)
+
+
 async def _options_of(jobs: list[llm_pb2.JobRequest]) -> list[internal_pb2.JobOptions | None]:
     request = internal_pb2.AdmitStepsRequest(jobs=jobs)
     try:
@@ -87,9 +108,9 @@ async def _options_of(jobs: list[llm_pb2.JobRequest]) -> list[internal_pb2.JobOp
             activities.admit_steps,
             request,
             schedule_to_close_timeout=ADMISSION,
-            start_to_close_timeout=ADMISSION,
+            start_to_close_timeout=_AT_ONCE,
             retry_policy=_ONCE,
         )
-    except ActivityError:
+    except FailureError:
         return [None] * len(jobs)
     return [answer.options[number] if number >= 0 else None for number in answer.numbers]

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from temporalio.client import Client
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
+from jobs import names
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -27,7 +29,17 @@ from payload_converter import data_converter
 from pipelines.workflow import LLMPipelineWorkflow
 from services.gateway.pipelines import catalogue as catalogue  # it registers the pipelines
 from tests.support.files import bad_fields, new_file, upload
-from tests.support.pipelines import WITH_PIPELINES, Followed, answer, follow, new_pipeline, submit
+from tests.support.object_stores import s3_server
+from tests.support.pipelines import (
+    WITH_PIPELINES,
+    Followed,
+    answer,
+    cancel,
+    follow,
+    new_pipeline,
+    submit,
+    until_pending,
+)
 from tests.support.refinements import refinement
 from tests.support.stacks import stack_settings
 from tests.support.worlds import MODELS, PAINTER, new_world, world_of
@@ -261,3 +273,32 @@ async def test_a_step_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
         shutil.move(away, store)
         seen = await follow(stub, id_)
         assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status
+
+
+async def test_a_store_that_hangs_delays_no_cancel(tmp_path: Path) -> None:
+    """The check of a step is tried once within a workflow task, which takes no cancel in meanwhile, and for 5 s only.
+
+    It lasted for as long as the store hung, and the cancel came after up to 24 s.
+    """
+    async with s3_server("moto", tmp_path) as server:
+        environment = {name: {**of, **server.environment} for name, of in WITH_PIPELINES.items()}
+        async with (
+            Stack(stack_settings(tmp_path), only=SERVICES, environment=environment) as stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+        ):
+            temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+            stub: Any = PipelineServiceStub(channel)
+            key = new_file()
+            ref = (await upload(FileServiceStub(channel), key, b"Rain falls.")).ref
+            id_ = (await submit(stub, new_pipeline("asked-reader", ref, user_id=key["file"].user_id))).pipeline_id
+            seen = await follow(stub, id_, until=lambda seen: "ask" in seen.steps and bool(seen.steps["ask"].question))
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await answer(stub, id_, "ask", "yes", approved=True)
+                await until_pending(temporal, id_, names.ACTIVITY_ADMIT_STEP)
+                await cancel(stub, id_)
+                seen = await follow(stub, id_, known=seen)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
+            assert seen.steps["read"].state == pipeline_pb2.STEP_STATE_CANCELLED
