@@ -18,7 +18,7 @@ from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.deletions import run_exists, until_ended
 from tests.support.deliveries import deliveries, settled, until
 from tests.support.files import PATIENCE, bad_fields, refusal
-from tests.support.pipelines import Followed, answer, cancel, follow, get, new_pipeline, submit
+from tests.support.pipelines import answer, asks, cancel, follow, get, new_pipeline, submit
 from tests.support.receivers import Receiver, Request, receiving, status
 
 
@@ -71,7 +71,7 @@ async def test_the_outcome_of_a_pipeline_that_goes_on_is_delivered_although_the_
     pipeline = new_pipeline("asking", StringValue(value="Now?"), notify=[to(sink.on("/again", reply))])
     for answer_id, approved in (("no", False), ("yes", True)):
         id_ = (await submit(pipelines, pipeline)).pipeline_id
-        seen = await follow(pipelines, id_, until=_asks)
+        seen = await follow(pipelines, id_, until=asks)
         await answer(pipelines, id_, "ask", answer_id, approved=approved)
         seen = await follow(pipelines, id_, known=seen)
         assert [shown.state for shown in seen.status.notifications] != [llm_pb2.NOTIFY_STATE_DELIVERED]
@@ -79,10 +79,6 @@ async def test_the_outcome_of_a_pipeline_that_goes_on_is_delivered_although_the_
     (entry,) = await until(stub, id_, settled)
     assert entry.state == llm_pb2.NOTIFY_STATE_DELIVERED
     assert sink.so_far("/again")[-1].event["type"] == "llm.v1.pipeline.succeeded"
-
-
-def _asks(seen: Followed) -> bool:
-    return "ask" in seen.steps and bool(seen.steps["ask"].question)
 
 
 async def test_every_outcome_is_delivered_but_not_to_openais_webhooks(pipelines: Any, sink: Receiver) -> None:

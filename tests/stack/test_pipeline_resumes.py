@@ -1,6 +1,5 @@
 """A pipeline that goes on after a failure takes JSON from its earlier run, also where that is a file."""
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,23 +17,16 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
-from tests.support.pipelines import WITH_PIPELINES, Followed, answer, follow, new_pipeline, submit
-from tests.support.stacks import FAST, stack_settings
-from tests.support.worlds import MODELS
-
-MODEL = {**MODELS[0], "context_tokens": 300_000, "max_output_tokens": 100_000}
-OPTIONS = {"tokens_per_second": 1_000_000, "context_tokens": 300_000}
+from tests.support.pipelines import answer, asks, follow, new_pipeline, submit
+from tests.support.stacks import stack_settings
+from tests.support.worlds import LONG_OUTPUTS
 
 
 @pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    environment = {
-        "gateway": {**WITH_PIPELINES["gateway"], "GATEWAY_MODELS": json.dumps([MODEL])},
-        "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": json.dumps(OPTIONS)},
-    }
     services = ("temporal", "nats", "gateway", "gpu-worker")
     folder = tmp_path_factory.mktemp("resumes")
-    async with Stack(stack_settings(folder), only=services, environment=environment) as stack:
+    async with Stack(stack_settings(folder), only=services, environment=LONG_OUTPUTS) as stack:
         yield stack
 
 
@@ -44,21 +36,17 @@ async def channel(stack: Stack) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-def _asks(seen: Followed) -> bool:
-    return seen.ended or ("ask" in seen.steps and bool(seen.steps["ask"].question))
-
-
 async def test_json_that_is_a_file_is_not_generated_again(stack: Stack, channel: grpc.aio.Channel) -> None:
     pipelines: Any = PipelineServiceStub(channel)
     request = new_pipeline("forming", Int32Value(value=MAX_STEP_INLINE_BYTES))
     id_ = (await submit(pipelines, request)).pipeline_id
-    seen = await follow(pipelines, id_, until=_asks)
+    seen = await follow(pipelines, id_, until=asks)
     assert [file.size_bytes > MAX_STEP_INLINE_BYTES for file in seen.steps["form"].files] == [True]
     await answer(pipelines, id_, "ask", "no", approved=False)
     before = await follow(pipelines, id_, known=seen)
     assert reason_of(before.status.root.error) == "INCOMPLETE"
     await submit(pipelines, request)
-    seen = await follow(pipelines, id_, until=_asks)
+    seen = await follow(pipelines, id_, until=asks)
     assert seen.steps["form"].files == before.steps["form"].files
     await answer(pipelines, id_, "ask", "yes", approved=True)
     seen = await follow(pipelines, id_, known=seen)

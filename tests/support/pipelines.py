@@ -1,5 +1,6 @@
 """How tests submit pipelines, answer and follow them."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
 
 from jobs.pipelines import FINAL_STATES
 from llm_pb import pipeline_pb2
@@ -122,3 +124,18 @@ async def follow(
     finally:
         call.cancel()
     return followed
+
+
+def asks(seen: Followed) -> bool:
+    """Return whether the step "ask" of a pipeline waits for an answer, or the pipeline has ended."""
+    return seen.ended or ("ask" in seen.steps and bool(seen.steps["ask"].question))
+
+
+async def until_pending(temporal: Client, id_: str, activity: str) -> None:
+    """Wait until an activity of a workflow, which is not a local one, waits or runs."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            description = await temporal.get_workflow_handle(id_).describe()
+            if activity in {one.activity_type.name for one in description.raw_description.pending_activities}:
+                return
+            await asyncio.sleep(0.1)

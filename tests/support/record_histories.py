@@ -8,6 +8,7 @@ like them may still be open somewhere.
 import asyncio
 import itertools
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id, models_workflow_id
+from jobs.limits import MAX_STEP_INLINE_BYTES
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -38,13 +40,13 @@ from tests.support.jobs import new_job, until_message, until_output, watch, webh
 from tests.support.ledgers import lease_in_a_check, start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
-from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
+from tests.support.pipelines import WITH_PIPELINES, answer, asks, cancel, follow, new_pipeline, submit, until_pending
 from tests.support.refinements import refinement
 from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
 from tests.support.trained import register
 from tests.support.training import jsonl, new_training, sentences, write_tiny_model
-from tests.support.worlds import FILTERED, MODELS, PAINTER, new_world
+from tests.support.worlds import FILTERED, LONG_OUTPUTS, MODELS, PAINTER, new_world
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
 
@@ -253,6 +255,37 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     }
 
 
+async def away(channel: grpc.aio.Channel, temporal: Client, store: Path) -> str:
+    """Run a pipeline whose store is away while the prompt_file of its step is checked; return its id."""
+    stub: Any = PipelineServiceStub(channel)
+    key, elsewhere = new_file(), store.with_name("elsewhere")
+    ref = (await upload(FileServiceStub(channel), key, b"Rain falls.")).ref
+    id_ = (await submit(stub, new_pipeline("asked-reader", ref, user_id=key["file"].user_id))).pipeline_id
+    await follow(stub, id_, until=asks)
+    shutil.move(store, elsewhere)
+    await answer(stub, id_, "ask", "yes", approved=True)
+    await until_pending(temporal, id_, names.ACTIVITY_ADMIT_STEP)
+    shutil.move(elsewhere, store)
+    await follow(stub, id_)
+    return id_
+
+
+async def recalled(folder: Path, version: str) -> None:
+    """Record the second run of a pipeline that takes JSON of the first one from a file."""
+    services = ("temporal", "nats", "gateway", "gpu-worker")
+    stack = Stack(stack_settings(folder), only=services, environment=LONG_OUTPUTS)
+    async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        stub: Any = PipelineServiceStub(channel)
+        request = new_pipeline("forming", Int32Value(value=MAX_STEP_INLINE_BYTES))
+        for answer_id, approved in (("no", False), ("yes", True)):
+            id_ = (await submit(stub, request)).pipeline_id
+            await follow(stub, id_, until=asks)
+            await answer(stub, id_, "ask", answer_id, approved=approved)
+            await follow(stub, id_)
+        await record(temporal, id_, f"pipeline-recalls-json.{version}")
+
+
 async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> dict[str, str]:
     """Train a model that is registered, cancel a training, and preprocess a data set; return the ids by name."""
     models = {"tiny": str(write_tiny_model(folder))}
@@ -351,11 +384,14 @@ async def main(version: str) -> None:
             }
             for name, id_ in further.items():
                 await record(temporal, id_, f"{name}.{version}")
+            id_ = await away(channel, temporal, Path(folder) / "store")
+            await record(temporal, id_, f"pipeline-of-a-store-away.{version}")
             for name, id_ in (await trainings(stack, channel, Path(folder) / "tiny")).items():
                 await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await removed_models(stub, temporal), f"models-removed.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
         await worlds(Path(folder) / "worlds", version)
+        await recalled(Path(folder) / "recalled", version)
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:

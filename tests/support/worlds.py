@@ -4,7 +4,8 @@ import json
 from typing import Any, Final
 
 from llm_pb import pipeline_pb2
-from tests.support.pipelines import Followed
+from tests.support.pipelines import WITH_PIPELINES, Followed
+from tests.support.stacks import FAST
 
 PAINTER_MODEL: Final = {
     "name": "painter",
@@ -28,6 +29,17 @@ MODELS: Final = [
     PAINTER_MODEL,
 ]
 """The models of the gateway: one that writes, and the one that makes images."""
+LONG_OUTPUTS: Final = {
+    "gateway": {
+        **WITH_PIPELINES["gateway"],
+        "GATEWAY_MODELS": json.dumps([{**MODELS[0], "context_tokens": 300_000, "max_output_tokens": 100_000}]),
+    },
+    "gpu-worker": {
+        **FAST["gpu-worker"],
+        "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 1000000, "context_tokens": 300000}',
+    },
+}
+"""The environment of a stack whose model writes scripted JSON of more than 64 KiB, a byte a token."""
 PAINTER: Final = {
     "GPU_WORKER_ENGINE": "simulated-images",
     "GPU_WORKER_MODEL": "painter",
