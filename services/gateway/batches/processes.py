@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import os
+import socket
 import subprocess
 import sys
+import weakref
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -13,13 +16,14 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from jobs.batches import INPUT_GONE
-from services.gateway.batches.work import DAMAGED, GONE, LATER, PLAN
+from services.gateway.batches.work import DAMAGED, DONE, FAILED, GONE, LATER, PLAN
 
 _log = logging.getLogger(__name__)
 MAX_PROCESSES: Final = 2
-"""Maximum number of such processes. Each takes a core and some 150 MB."""
+"""Maximum number of such processes. Each takes a core and some 150 MB, the program that forks them another 110."""
 _HEARTBEAT: Final = timedelta(seconds=5)
 _MAX_WORDS: Final = 2000
+_PIECE_BYTES: Final = 256 * 1024
 _NOT_OF_STEPS: Final = (
     "OTEL_",
     "GATEWAY_API_KEYS_FILE",
@@ -40,6 +44,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(MAX_PROCESSES)
+        self._forks: _Forks | None = None
 
     async def run(self, step: str, task: Message) -> bytes:
         """Return the result of a step. Sends heartbeats meanwhile. Ends the process when it is cancelled.
@@ -50,41 +55,84 @@ class Processes:
         heartbeats = asyncio.create_task(_keep_alive(crashes))
         try:
             async with self._turns:
-                return await _run(step, task.SerializeToString(), crashes)
+                status, rest = await _ask(self._connection(), step, task.SerializeToString())
         finally:
             heartbeats.cancel()
+        return _result_of(step, status, rest, crashes)
+
+    def _connection(self) -> socket.socket:
+        """Return a connection to a new process."""
+        ours, its = socket.socketpair()
+        with its:
+            if self._forks is None or not self._forks.fork(its):
+                self._forks = _Forks()
+                self._forks.fork(its)
+        return ours
 
 
-async def _run(step: str, task: bytes, crashes: int) -> bytes:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OF_STEPS)}
-    # Nobody calls a step, so it asks for no credentials.
-    environment["GATEWAY_HOST"] = "127.0.0.1"
-    # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock
-    # that another thread of the gateway held, and the event loop waits for the child.
-    process = subprocess.Popen(  # noqa: ASYNC220, S603 -- ours; it returns once the program is loaded
-        [sys.executable, "-m", "services.gateway.batches.work", step],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    try:
-        result, words = await asyncio.to_thread(process.communicate, task)
-    finally:
-        process.kill()
-    if process.returncode == 0:
-        return result
+class _Forks:
+    """The program that forks the processes: see work.py."""
+
+    def __init__(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OF_STEPS)}
+        # Nobody calls a step, so it asks for no credentials.
+        environment["GATEWAY_HOST"] = "127.0.0.1"
+        self._channel, its = socket.socketpair()
+        with its:
+            # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child
+            # for a lock that another thread of the gateway held, and the event loop waits for the child.
+            process = subprocess.Popen(  # noqa: S603  # ours; it returns once the program is loaded
+                [sys.executable, "-m", "services.gateway.batches.work", str(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[its.fileno()],
+            )
+        weakref.finalize(self, _end, process, self._channel)
+
+    def fork(self, connection: socket.socket) -> bool:
+        """Start a process that serves a connection; return False if the program has ended."""
+        try:
+            socket.send_fds(self._channel, [b"\0"], [connection.fileno()])
+        except OSError:
+            return False
+        return True
+
+
+def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    channel.close()
+    process.kill()
+    process.wait()
+
+
+async def _ask(connection: socket.socket, step: str, task: bytes) -> tuple[int, bytes]:
+    """Return the status of a process, and what it says next. A cancel ends the process."""
+    loop, answer = asyncio.get_running_loop(), bytearray()
+    with connection:
+        connection.setblocking(False)
+        with suppress(ConnectionError):
+            await loop.sock_sendall(connection, f"{step} {len(task)}\n".encode() + task)
+            while piece := await loop.sock_recv(connection, _PIECE_BYTES):
+                answer += piece
+    head, end, rest = bytes(answer).partition(b"\n")
+    status, size = map(int, head.split()) if end else (FAILED, -1)
+    return (status, rest) if len(rest) == size else (FAILED, b"the process was killed")
+
+
+def _result_of(step: str, status: int, rest: bytes, crashes: int) -> bytes:
+    """Return the result of a step. Raises ApplicationError for any status but DONE."""
+    if status == DONE:
+        return rest
     # What it says is for the operator: names of objects and paths, or a traceback.
-    _log.error("the step %s has failed: %s", step, words.decode(errors="replace")[-_MAX_WORDS:].strip())
-    if process.returncode == GONE:
+    _log.error("the step %s has failed: %s", step, rest.decode(errors="replace")[-_MAX_WORDS:].strip())
+    if status == GONE:
         # The input that was planned is the batch's own. Before that it is a file, which anybody may delete.
         if step == PLAN:
             raise ApplicationError("the input is gone", type=INPUT_GONE, non_retryable=True)
         message = "a part of the batch is gone from the store, or can never be decrypted again"
         raise ApplicationError(message, type=CONTENT_UNREADABLE, non_retryable=True)
-    if process.returncode == DAMAGED:
+    if status == DAMAGED:
         raise ApplicationError("the results do not fit the lines", type="RESULTS_DAMAGED", non_retryable=True)
-    if process.returncode == LATER:
+    if status == LATER:
         raise ApplicationError("the store or a key is away", type="STORE_UNAVAILABLE")
     activity.heartbeat(crashes + 1)
     raise ApplicationError(
