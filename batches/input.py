@@ -36,14 +36,16 @@ class BatchInput:
         batch: batch_pb2.BatchRequest,
         limits: internal_pb2.BatchLimits | None = None,
         check: Check | None = None,
+        *,
+        is_planned: bool = False,
     ) -> None:
-        """`check` is as for LineReader."""
+        """`check` and `is_planned` are as for LineReader."""
         limits = limits or internal_pb2.BatchLimits()
         self._max_lines = limits.lines or MAX_LINES
         self._max_bytes = limits.bytes or MAX_BYTES
         self._max_line_bytes = limits.line_bytes or MAX_LINE_BYTES
         self._splitter = LineSplitter(self._max_line_bytes)
-        self._reader = LineReader(batch, check)
+        self._reader = LineReader(batch, check, is_planned=is_planned)
         self._ids = CustomIds()
         self._openai = False
         self._violation_bytes = 0

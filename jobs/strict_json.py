@@ -37,15 +37,14 @@ def read_object(data: bytes) -> dict[str, Any]:
     repeated: list[Violation] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, _ in pairs:
+        found = dict(pairs)
+        for key in found:
             # Raises a ValueError for half a surrogate pair, which no answer could hold.
             key.encode()
-        repeated.extend(
-            Violation(key, "is there more than once")
-            for key, number in Counter(key for key, _ in pairs).items()
-            if number > 1
-        )
-        return dict(pairs)
+        if len(found) < len(pairs):
+            numbers = Counter(key for key, _ in pairs)
+            repeated.extend(Violation(key, "is there more than once") for key in found if numbers[key] > 1)
+        return found
 
     try:
         # Of bytes, the json module would take UTF-16 and UTF-32 as well.

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final, Self
 
 from jobs.classes import is_background
@@ -51,7 +51,7 @@ class Note:
 
     def __str__(self) -> str:
         """Return what the label holds: the members that are set."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value}, separators=(",", ":"))
+        return json.dumps({name: value for name, value in vars(self).items() if value}, separators=(",", ":"))
 
 
 _MESSAGE: Final = re.compile(r"messages\[(\d+)\]")

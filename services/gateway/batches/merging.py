@@ -167,7 +167,7 @@ def _write(
 
 def _lines(request: internal_pb2.MergeRequest, lines: IO[bytes]) -> Iterator[Line]:
     """Yield the lines of the input, which were all good."""
-    whole = BatchInput(request.batch, request.limits)
+    whole = BatchInput(request.batch, request.limits, is_planned=True)
     for piece in pieces_of(lines):
         yield from whole.feed(piece)
     yield from whole.close()

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Final
 
+import uvloop
 from google.protobuf import proto
 
 from batches.input import BatchInput, InputTooLarge
@@ -40,7 +41,7 @@ class _OperatorsRules:
         self._needs_price = bool(task.request.batch.budget.cost_micros)
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
         # The checks of the gateway wait for threads that count tokens.
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
 
     def check(self, job: llm_pb2.JobRequest) -> Iterator[Violation]:
         """Yield the violations of a job."""

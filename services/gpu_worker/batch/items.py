@@ -78,7 +78,7 @@ class ItemRunner:
         self._engine = engine
         self._settings = settings
         self._worker = worker
-        self._reader = LineReader(request.batch)
+        self._reader = LineReader(request.batch, is_planned=True)
         self._throttle = ReportThrottle(output_interval=LOG_SECONDS)
         self._spans = ItemSpans(jobs.tracer)
         self.stop: Stop | None = None
