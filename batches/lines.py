@@ -73,9 +73,7 @@ class Line:
 class LineReader:
     """Reads the lines of one batch, each for itself."""
 
-    def __init__(
-        self, batch: batch_pb2.BatchRequest, check: Check | None = None, *, is_planned: bool = False
-    ) -> None:
+    def __init__(self, batch: batch_pb2.BatchRequest, check: Check | None = None, *, is_planned: bool = False) -> None:
         """`check` adds the operator's rules to those of jobs. A planned batch has passed both: nothing is checked."""
         self._batch = batch
         self._job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND

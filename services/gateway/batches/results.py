@@ -27,6 +27,8 @@ from store.store import ObjectMissing, Store
 _MAX_ITEMS: Final = 100
 _MISSING: Final = 5
 """Number of times that an object may be missing: a chunk has replaced it since the batch was read."""
+_SHORT_SECONDS: Final = 0.1
+"""First pause after a look at a batch that is about to end. Output and errors of a small one take no second."""
 _CURSOR_BYTES: Final = 8 * 1024
 _OVERHEAD: Final = 8
 """Bytes that an item adds to a message in addition to its own size, rounded up."""
@@ -57,7 +59,7 @@ class BatchStreams:
         self, caller: Caller, request: batch_pb2.StreamBatchRequest, answer: Answer
     ) -> AsyncGenerator[batch_pb2.StreamBatchResponse, None]:
         """Yield the messages of StreamBatch. Raises ApiError, RPCError."""
-        last = None
+        last, pauses = None, Pauses(self._poll)
         async with self._watchers.acquired(caller):
             while True:
                 status = await self._reader.status(caller, request.batch_id)
@@ -69,7 +71,7 @@ class BatchStreams:
                     answer.left()
                 if status.state in batches.FINAL_STATES:
                     return
-                await self._wait()
+                await self._wait(pauses.after(status.state))
 
     async def results(
         self, caller: Caller, request: batch_pb2.StreamBatchResultsRequest, answer: Answer
@@ -82,7 +84,7 @@ class BatchStreams:
         except BadCursor as error:
             raise invalid([Violation("cursor", f"must be a cursor of this batch: {error}")]) from None
         async with self._readers.acquired(), self._of_tenant.acquired(caller.tenant):
-            reading, missing = _Reading(self._store, cursor), 0
+            reading, missing, pauses = _Reading(self._store, cursor), 0, Pauses(self._poll)
             while True:
                 view = await self._reader.view(caller, request.batch_id)
                 if cursor.is_of_another_run(view.record.status.create_time):
@@ -102,11 +104,26 @@ class BatchStreams:
                 else:
                     if view.record.status.state in batches.FINAL_STATES:
                         return
-                await self._wait()
+                await self._wait(pauses.after(view.record.status.state))
 
-    async def _wait(self) -> None:
-        if await wait_a_moment(self._stopping, self._poll):
+    async def _wait(self, seconds: float) -> None:
+        if await wait_a_moment(self._stopping, seconds):
             raise shutting_down()
+
+
+class Pauses:
+    """The pauses of a stream between two looks at its batch. They begin again short once the batch is about to end."""
+
+    def __init__(self, usual: float) -> None:
+        self._usual = usual
+        self._next = _SHORT_SECONDS
+
+    def after(self, state: "batch_pb2.BatchState.ValueType") -> float:
+        """Return the seconds until the next look at a batch that was seen in this state."""
+        if state != batch_pb2.BATCH_STATE_FINALIZING:
+            return self._usual
+        pause, self._next = self._next, min(2 * self._next, self._usual)
+        return pause
 
 
 class _Replaced(Exception):
