@@ -122,6 +122,18 @@ async def test_output_comes_in_steps_and_only_the_last_says_why_it_ended(engine:
     assert made[0].prompt_tokens > 0
 
 
+@pytest.mark.parametrize("stop", ["", "e"])
+async def test_tokens_may_be_joined(engine: Engine, stop: str) -> None:
+    """An engine that can joins so many of them, and generates none after a stop text."""
+    job = prompt(min_tokens=0 if stop else 40, stop=[stop] if stop else [])
+    single = await outputs(engine, job)
+    joined = [output async for output in engine.generate(Generation(f"joined-{stop}", job, stream_interval=8))]
+    assert (text_of(joined), ids_of(joined)) == (text_of(single), ids_of(single))
+    assert joined[-1].finish_reason == single[-1].finish_reason
+    if engine.name == "vllm" and not stop:
+        assert [len(output.token_ids) for output in joined] == [0, 1, 8, 8, 8, 8, 7]
+
+
 async def test_the_length_of_the_prompt_is_known_before_it_is_read(engine: Engine) -> None:
     """A job that is cancelled before its first token is charged for its prompt."""
     first, second, *_ = await outputs(engine, prompt())

@@ -20,6 +20,7 @@ from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch import items
 from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.item_attempt import Pace
 from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
@@ -78,7 +79,7 @@ class Chunk:
         self._jobs = RunLLMOnGPU(engine, loaded, self.feed, SETTINGS, "w", meter, trace.NoOpTracer())
         self._request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=BATCH)
         self._request.create_time.GetCurrentTime()
-        self.runner = ItemRunner(self._request, 1, self._jobs, engine, SETTINGS, "w")
+        self.runner = ItemRunner(self._request, 1, self._jobs, engine, SETTINGS, "w", Pace())
         self.log = ChunkLog(self.feed, "chunk", 1, "w")
 
     @contextmanager

@@ -19,6 +19,7 @@ from feed.memory import MemoryFeed
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.item_attempt import Pace
 from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
@@ -85,7 +86,7 @@ class Items:
         self.jobs = RunLLMOnGPU(engine, loaded, self._feed, SETTINGS, "w", meter, trace.NoOpTracer(), store)
         batch = batch_pb2.BatchRequest(user_id="u", request_id="r")
         self._request = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=1, batch=batch, **of_chunk)
-        self._runner = ItemRunner(self._request, 1, self.jobs, engine, SETTINGS, "w")
+        self._runner = ItemRunner(self._request, 1, self.jobs, engine, SETTINGS, "w", Pace())
         self._log = ChunkLog(self._feed, "chunk", 1, "w")
 
     async def run(self, **fields: Any) -> batch_pb2.BatchItem:
@@ -145,6 +146,40 @@ async def test_what_a_provider_has_charged_for_an_item_comes_before_the_price(
     item = await ActivityEnvironment().run(run)
     assert item.result.metadata.output_tokens == 10
     assert item.result.metadata.cost_micros == (20 if charged is None else charged)
+
+
+class _Noting:
+    """The engine, with what it is asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.intervals: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        self.intervals.append(generation.stream_interval)
+        async with aclosing(self._engine.generate(generation)) as outputs:
+            async for output in outputs:
+                yield output
+
+
+async def test_the_engine_may_join_the_tokens_of_a_tenth_of_a_second(engine: Engine) -> None:
+    """As fast as the last item was. How fast the engine is, no item says before the first one has ended."""
+    noting = _Noting(engine)
+
+    async def run() -> batch_pb2.BatchItem:
+        items = Items(noting)
+        ended = await items.run(prompt="Say something.", params={"max_tokens": 100})
+        await items.run(prompt="Say something.", params={"max_tokens": 100})
+        return ended
+
+    ended = await ActivityEnvironment().run(run)
+    first, second = noting.intervals
+    seconds = ended.result.metadata.engine_time.ToTimedelta().total_seconds()
+    assert (first, second) == (1, int(100 / seconds * 0.1))
+    assert second > 1
 
 
 async def test_an_item_that_has_ended_is_not_blamed_for_what_another_does_to_its_worker(engine: Engine) -> None:

@@ -20,6 +20,7 @@ from llm_pb import internal_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.item_attempt import Pace
 from services.gpu_worker.batch.items import ItemRunner
 from services.gpu_worker.batch.metrics import ChunkMetrics
 from services.gpu_worker.batch.running import ChunkRun
@@ -54,6 +55,7 @@ class RunBatchChunk:
         self._worker = worker
         self._metrics = ChunkMetrics(meter, settings.model)
         self._suspects = asyncio.Lock()
+        self._pace = Pace()
 
     @activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
     async def __call__(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
@@ -75,7 +77,7 @@ class RunBatchChunk:
         run = ChunkRun(
             request,
             chunk,
-            ItemRunner(request, number, self._jobs, self._engine, self._settings, self._worker),
+            ItemRunner(request, number, self._jobs, self._engine, self._settings, self._worker, self._pace),
             ChunkLog(feed, batches.log_key(request.batch_id, request.chunk), number, self._worker),
             SegmentWriter(self._store, request, earlier.segments),
             ChunkLines(self._store, request),

@@ -1,6 +1,7 @@
 """One attempt at an item of a batch: an attempt at a job whose output is published in larger pieces, for no watcher."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, Final
 
 from jobs.errors import Cancelled, JobError, WorkerLost
@@ -8,19 +9,42 @@ from jobs.stages import PAUSED, PREFILL
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.batch.losses import Losses, has_lost_engine
-from services.gpu_worker.engines.engine import Engine
+from services.gpu_worker.engines.engine import Engine, Generation
 from services.gpu_worker.seats import Seat
 
 LOG_SECONDS: Final = 0.1
-"""Time for which tokens are held back. So much of an output is generated again after a kill, twice that at most."""
+"""Time for which tokens are held back. So much of an output is generated again after a kill, three times that at most:
+they wait in the engine, in the attempt and in the log."""
+
+
+class Pace:
+    """How fast a worker's engine generates for one item, by the last item that has ended."""
+
+    def __init__(self) -> None:
+        self._tokens_per_second = 0.0
+
+    def note(self, metadata: llm_pb2.ResultMetadata) -> None:
+        """Note what the engine has generated for an item."""
+        if seconds := metadata.engine_time.ToTimedelta().total_seconds():
+            self._tokens_per_second = metadata.output_tokens / seconds
+
+    @property
+    def held_back(self) -> int:
+        """Number of tokens of an item that come while its output is held back; at least 1."""
+        return max(int(self._tokens_per_second * LOG_SECONDS), 1)
 
 
 class ItemAttempt(Attempt):
     """See Attempt. The text and the tokens of a tenth of a second become one record."""
 
-    def __init__(self, *arguments: Any, losses: Losses) -> None:
+    def __init__(self, *arguments: Any, losses: Losses, pace: Pace) -> None:
         super().__init__(*arguments)
         self._losses = losses
+        self._pace = pace
+
+    def generation(self, tenant: str = "") -> Generation:
+        """See Attempt. Tokens that would be held back come together, which costs engine and worker less."""
+        return replace(super().generation(tenant), stream_interval=self._pace.held_back)
 
     async def start(self, *, first: bool) -> bool:
         """See Attempt. Raises WorkerLost for an item that too many workers were lost with."""

@@ -29,7 +29,7 @@ from jobs.outcome import final_state
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
-from services.gpu_worker.batch.item_attempt import LOG_SECONDS, ItemAttempt, ItemWaits
+from services.gpu_worker.batch.item_attempt import LOG_SECONDS, ItemAttempt, ItemWaits, Pace
 from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
@@ -70,14 +70,16 @@ class ItemRunner:
         engine: Engine,
         settings: GpuWorkerSettings,
         worker: str,
+        pace: Pace,
     ) -> None:
-        """`number` is that of the attempt at the chunk."""
+        """`number` is that of the attempt at the chunk. `pace` is the worker's."""
         self._request = request
         self._number = number
         self._jobs = jobs
         self._engine = engine
         self._settings = settings
         self._worker = worker
+        self._pace = pace
         self._reader = LineReader(request.batch, is_planned=True)
         self._throttle = ReportThrottle(output_interval=LOG_SECONDS)
         self._spans = ItemSpans(jobs.tracer)
@@ -123,6 +125,7 @@ class ItemRunner:
                 self._settings,
                 self._throttle,
                 losses=item.losses,
+                pace=self._pace,
             )
             attempt.times.go_on_from(before)
             item.log.engine_time = partial(_engine_time, attempt)
@@ -204,6 +207,7 @@ class ItemRunner:
     ) -> batch_pb2.BatchItem:
         result = attempt.item_result(self._engine, error, reason)
         metadata = result.metadata
+        self._pace.note(metadata)
         if self._request.HasField("price") and not metadata.HasField("cost_micros"):
             metadata.cost_micros = cost_micros(self._request.price, metadata.prompt_tokens, metadata.output_tokens)
         ended = batch_pb2.BatchItem(

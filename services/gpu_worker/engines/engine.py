@@ -68,6 +68,8 @@ class Generation:
     """The job's tenant. Empty for a job without one."""
     price: llm_pb2.ModelPrice | None = None
     """The model's price. Set for a job with a budget of costs."""
+    stream_interval: int = 1
+    """Number of tokens that an engine may join to one Output. The first token comes by itself."""
     provider_response: internal_pb2.ProviderResponse = field(default_factory=internal_pb2.ProviderResponse)
     """The response of a provider that goes on without the worker, as an earlier attempt has left it. The engine keeps
     it up to date: after each output with what has been yielded. Empty for engines without one."""

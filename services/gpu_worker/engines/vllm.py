@@ -115,7 +115,7 @@ class VllmEngine:
         yield writer.opening()
         stream = llm.generate(
             TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=generation.owner or None),
-            self._sampling(job.params, writer.limit - writer.count, writer.count),
+            self._sampling(job.params, writer.limit - writer.count, writer.count, generation.stream_interval),
             generation.request_id,
             # vLLM's tracing is an option of its own (otlp_traces_endpoint). Without it vLLM would warn of the headers.
             trace_headers=generation.trace_headers if await llm.is_tracing_enabled() else None,
@@ -255,7 +255,9 @@ class VllmEngine:
         asked = {field.name: value for field, value in params.ListFields() if field.name in SAME_NAME}
         return {**self._defaults, **asked}
 
-    def _sampling(self, params: llm_pb2.SamplingParams, max_tokens: int, made: int) -> SamplingParams:
+    def _sampling(
+        self, params: llm_pb2.SamplingParams, max_tokens: int, made: int, stream_interval: int
+    ) -> SamplingParams:
         try:
             return SamplingParams(
                 **{
@@ -265,6 +267,8 @@ class VllmEngine:
                     "structured_outputs": structured_outputs(params),
                     "detokenize": False,
                     "output_kind": RequestOutputKind.DELTA,
+                    # A stop text is found here, so vLLM would generate what comes after it.
+                    "stream_interval": 1 if params.stop else stream_interval,
                 }
             )
         except ValueError as error:
