@@ -226,6 +226,8 @@ PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
 # The changes of a pipeline's tree are paced by timers alone, not by the time.
 PATCH_PACED: Final = "paces-by-timers"
+# The timer that paces them starts with the activity that publishes one, and not at its end.
+PATCH_PACED_AT_ONCE: Final = "paces-at-once"
 # A pipeline asks what a step has used that was cancelled or ran out of time.
 PATCH_LEFT_USAGE: Final = "asks-what-is-left"
 # Only so many steps of a pipeline begin in one workflow task.

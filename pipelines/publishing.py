@@ -1,5 +1,6 @@
 """The live tree of a pipeline: its changes, for those who follow it."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,6 +29,9 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
     # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
     # command may depend on it.
     paced = workflow.patched(names.PATCH_PACED)
+    # A replay may get the ends of two local activities at once that came one after the other, if a query was answered
+    # meanwhile. So no command may follow from the end of this one.
+    at_once = workflow.patched(names.PATCH_PACED_AT_ONCE)
 
     def changed() -> bool:
         return tree.version > published or has_ended()
@@ -45,12 +49,21 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
         publishing = workflow.start_local_activity(
             activities.publish_pipeline, change, start_to_close_timeout=_LOCAL, retry_policy=_ONCE
         )
+        pause = asyncio.create_task(workflow.sleep(_pause(len(tree.nodes)))) if at_once else None
         await workflow.wait_condition(publishing.done)
         # A reader that misses it asks Temporal.
         publishing.exception()
-        if paced:
+        if pause is not None:
+            await _until(pause, has_ended)
+        elif paced:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(has_ended, timeout=_pause(len(tree.nodes)))
+
+
+async def _until(pause: "asyncio.Task[None]", has_ended: Callable[[], bool]) -> None:
+    """Return once the pause is over, or the pipeline has ended."""
+    await workflow.wait_condition(lambda: pause.done() or has_ended())
+    pause.cancel()
 
 
 def _pause(nodes: int) -> timedelta:
