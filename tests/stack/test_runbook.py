@@ -28,7 +28,7 @@ from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
-from tests.support import batches, pipelines
+from tests.support import batches, files, pipelines
 from tests.support.blocks import Block, blocks
 from tests.support.commands import run
 from tests.support.credentials import CallsAs, KeyFile, id_of
@@ -317,10 +317,10 @@ async def a_worker_hands_its_job_over(site: Site) -> AsyncIterator[Situation]:
 
 @asynccontextmanager
 async def a_backup_is_restored(site: Site) -> AsyncIterator[Situation]:
-    """A job that has ended before the backup is read from the copy."""
+    """A job that has ended before the backup is read from the copy, and a file of then is in it."""
+    await files.upload(site.as_(FileServiceStub), files.new_file(), b"kept")
     kept = (await run_job(site.jobs, new_job(params={"max_tokens": 5}))).final
     backup, restored = site.folder / "backup", site.folder / "restored"
-    backup.mkdir()
     yield Situation({"BACKUP": str(backup), "RESTORED": str(restored)}, (r"store\.tar", r"temporal\.db"))
     assert [*(restored / "store").iterdir()]
     async with (

@@ -42,6 +42,7 @@ SECRETS = {
     "nats-gateway": {"seed": "SU"},
     "nats-gpu-worker": {"seed": "SU"},
     "notifier": {"webhook-secrets": '["whsec_bmV3ZXIgMDEyMzQ1Njc4OTAxMjM0NTY3"]'},
+    "store": {"access-key-id": "id", "secret-access-key": "key"},
     "temporal": {"api-key": "key"},
     "temporal-client": TLS,
 }
