@@ -2,7 +2,7 @@
 
 from typing import Final, TypeVar
 
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -17,7 +17,7 @@ from services.gateway.job_record import user_of
 from services.gateway.runs import Runs
 
 Record = TypeVar("Record", internal_pb2.BatchRecord, internal_pb2.PipelineRecord)
-_CODE_HAS_RUN: Final = (EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+_FAILED: Final = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 _MAX_EVENTS_OF_START: Final = 100
 """Maximum number of events that are read of a workflow whose first task is not done. One with more does not answer."""
 
@@ -71,10 +71,18 @@ async def events_of_start(client: Client, description: WorkflowExecutionDescript
         return events
     handle = client.get_workflow_handle(description.id, run_id=description.run_id)
     async for event in handle.fetch_history_events(page_size=_MAX_EVENTS_OF_START, rpc_timeout=RPC_TIMEOUT):
-        if event.event_type in _CODE_HAS_RUN or len(events) == _MAX_EVENTS_OF_START:
+        if _tells_of_code(event) or len(events) == _MAX_EVENTS_OF_START:
             return []
         events.append(event)
         # What has happened since does not tell why it has not answered.
         if len(events) == description.history_length:
             break
     return events
+
+
+def _tells_of_code(event: HistoryEvent) -> bool:
+    """Return whether the code has run, or has failed. A task that ends with a workflow that is terminated has not."""
+    if event.event_type == _FAILED:
+        cause = event.workflow_task_failed_event_attributes.cause
+        return cause != WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND
+    return event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED

@@ -155,3 +155,15 @@ async def test_deleting_the_jobs_of_a_user_deletes_their_pipelines(
     assert await refusal(stub.GetStatus(outline, timeout=PATIENCE)) == ("NOT_FOUND", "JOB_NOT_FOUND")
     listed = await pipelines.ListPipelines(pipeline_pb2.ListPipelinesRequest(user_id=ended.user_id), timeout=PATIENCE)
     assert not listed.pipelines
+
+
+async def test_a_pipeline_that_is_terminated_at_once_is_the_same_when_it_is_submitted_again(
+    pipelines: Any, temporal: Client
+) -> None:
+    """It had neither a user nor a root."""
+    pipeline = new_pipeline("essay", StringValue(value="rain"))
+    id_ = (await submit(pipelines, pipeline)).pipeline_id
+    await temporal.get_workflow_handle(id_).terminate()
+    for found in ((await get(pipelines, id_)).status, await submit(pipelines, pipeline)):
+        assert (found.state, found.user_id, found.name) == (llm_pb2.JOB_STATE_CANCELLED, pipeline.user_id, "essay")
+        assert found.HasField("root")

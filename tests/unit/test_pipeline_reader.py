@@ -184,6 +184,19 @@ async def test_a_pipeline_whose_first_task_fails_does_not_answer() -> None:
         await reader.record_of(described(4))
 
 
+async def test_a_pipeline_that_is_terminated_at_once_tells_what_it_was() -> None:
+    """Temporal ends its first task as a failed one. It had neither a user nor a root."""
+    closed = event_of(
+        EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED,
+        workflow_task_failed_event_attributes={"cause": "WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND"},
+    )
+    terminated = event_of(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED)
+    reader = reader_of(events=(STARTED, SCHEDULED, TAKEN, closed, terminated))
+    expected = new_status(ID, RUN.pipeline, RUN.options)
+    expected.state = llm_pb2.JOB_STATE_CANCELLED
+    assert (await reader.record_of(described(5, status=WorkflowExecutionStatus.TERMINATED))).status == expected
+
+
 async def test_a_pipeline_that_was_started_by_hand_with_something_else_has_its_id_and_state() -> None:
     started = event_of(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)
     status = (await reader_of(events=(started, SCHEDULED)).record_of(described(2))).status
