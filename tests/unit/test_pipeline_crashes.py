@@ -8,6 +8,7 @@ import pytest
 
 from jobs.pipeline_rules import CURSOR_PATTERN
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from services.gateway.pipelines.reader import Look
 from tests.support.pipelines import Followed
 from tests.support.scripted_pipelines import ID, Reader, messages_of, record_of
 
@@ -136,3 +137,25 @@ async def test_the_cursor_of_a_large_tree_is_short_enough_for_a_request() -> Non
     seen.steps.clear()
     again = await followed(reader, seen, until=lambda now: now.outputs["parts/63/write"].count(b"x") > 9, follow="**")
     assert not again.steps
+
+
+class Busy(Reader):
+    """A pipeline whose tree cannot be read where a record has none."""
+
+    async def look(self, description: Any) -> Look:
+        found = await super().look(description)
+        return Look(found.record, bool(found.record.nodes))
+
+
+async def test_a_reader_gets_the_tree_at_the_end_although_it_cannot_be_read_at_once() -> None:
+    """A gateway that had just begun did not answer in time, and the stream ended with steps that still ran."""
+    running, ended = tree_of(5, ("outline", RUNNING, 3), ("write", RUNNING, 5)), internal_pb2.PipelineRecord()
+    ended.status.state = llm_pb2.JOB_STATE_SUCCEEDED
+    seen = await followed(Busy(running, ended, ended, ended, FINAL))
+    assert shown(seen.steps) == {"outline": SUCCEEDED, "write": SUCCEEDED}
+    # Where it can never be read, the stream ends nevertheless.
+    seen = await followed(Busy(running, ended))
+    assert (seen.status.state, shown(seen.steps)) == (
+        llm_pb2.JOB_STATE_SUCCEEDED,
+        {"outline": RUNNING, "write": RUNNING},
+    )

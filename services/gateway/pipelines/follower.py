@@ -26,6 +26,10 @@ _LIVE: Final = 1.0
 _FIRST_LOOK: Final = 0.02
 """Seconds until Temporal is asked again about a pipeline that is about to end. They double up to the poll interval."""
 
+_LOOKS_AT_END: Final = 10
+"""Number of times that Temporal is asked for the tree of a pipeline that has ended. The code of then may never answer,
+and a gateway that has just begun answers late."""
+
 
 class PipelineFollower:
     """What a gateway knows of one pipeline. Starts following it immediately; must be closed."""
@@ -55,6 +59,7 @@ class PipelineFollower:
         self._poll = poll
         self._stale = asyncio.Event()
         self._ending = False
+        self._looks_at_end = _LOOKS_AT_END
         self.looks = 0
         """Number of times that Temporal was asked."""
         self.answered = 0
@@ -109,7 +114,12 @@ class PipelineFollower:
                 description = await self._reader.describe(gateway_for(self._id), self._id)
                 if description.run_id != self.run_id:
                     raise pipeline_resumed()
-                self._take_look(await self._reader.look(description), version)
+                found = await self._reader.look(description)
+                if found.answered or found.record.status.state not in FINAL_STATES or not self._looks_at_end:
+                    self._take_look(found, version)
+                else:
+                    self._looks_at_end -= 1
+                    self._ending = True
             except (PipelineNotFound, PipelineResumed, PayloadError):
                 raise
             except (ApiError, RPCError, KeysUnavailable) as error:
