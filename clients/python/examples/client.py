@@ -92,7 +92,7 @@ def main() -> int:
         return 1
     except ApiError as error:
         print(f"{error.code.name}: {error}", file=sys.stderr)
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable) and not error.reason:
             print(f"Does a gateway listen at {ADDRESS}? LLM_ADDRESS names another address.", file=sys.stderr)
         return 1
     finally:

@@ -104,7 +104,8 @@ def describe_call(error: "ApiError", address: str) -> str:
         return "; ".join(_violation(item.field, item.description) for item in error.violations)
     text = visible(str(error))
     match exit_of_call(error):
-        case Exit.UNAVAILABLE:
+        # One with a reason is the gateway's own.
+        case Exit.UNAVAILABLE if not error.reason:
             return (
                 f"{text}. Does a gateway listen at {address}? --address or DURABLE_LLM_ADDRESS names another address."
             )
