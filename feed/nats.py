@@ -95,7 +95,7 @@ class NatsFeed:
             await self._client.publish(self._subject(key), record.SerializeToString())
         except (NatsError, OSError) as error:
             self._losing = True
-            _log.warning("the feed lost a record: %r", error)
+            _log.warning("the feed lost a record: %s: %s", type(error).__name__, error)
 
     async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed."""
@@ -104,7 +104,7 @@ class NatsFeed:
         try:
             await reraise_cancel(self._stream.publish(self._subject(key), record.SerializeToString()))
         except (NatsError, OSError, TimeoutError) as error:
-            _log.warning("the feed did not store a record: %r", error)
+            _log.warning("the feed did not store a record: %s: %s", type(error).__name__, error)
             self._note_failure(error)
             return False
         return True
@@ -209,7 +209,7 @@ class NatsFeed:
                 try:
                     await self._create_stream()
                 except (NatsError, OSError, TimeoutError) as error:
-                    _log.warning("the feed's stream cannot be created now: %r", error)
+                    _log.warning("the feed's stream cannot be created now: %s: %s", type(error).__name__, error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 self._ready.set()

@@ -43,8 +43,9 @@ def run(
 
     Logs an error for each wrong setting, with the name of its variable and without its value.
 
-    The first SIGTERM or SIGINT cancels main: its `async with` blocks end in reverse order, each with its own grace. The
-    exit status is 0 after that or when main returns. It is 1, with a traceback in the log, when main raises.
+    The first SIGTERM, SIGINT or SIGHUP cancels main: its `async with` blocks end in reverse order, each with its own
+    grace. A SIGHUP that nohup has the process ignore stays ignored. The exit status is 0 after that or when main
+    returns. It is 1, with a traceback in the log, when main raises.
     """
     status, settings = 0, [log.LogSettings, *settings]
     try:
@@ -92,8 +93,9 @@ async def _run(main: Callable[[], Awaitable[None]]) -> None:
             task.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop)
     try:
         await task
     except asyncio.CancelledError:

@@ -28,18 +28,21 @@ process.run("worker", main)
 """
 
 
-async def run(then: str, environment: dict[str, str], stop: bool = False) -> tuple[int, str]:
-    """Run a process, and return its exit status and log. With `stop` it gets SIGTERM after its first log line."""
+async def run(then: str, environment: dict[str, str], *stop: signal.Signals, nohup: bool = False) -> tuple[int, str]:
+    """Run a process, and return its exit status and log. It gets the signals `stop` after its first log line."""
     process = await asyncio.create_subprocess_exec(
+        *(("nohup",) if nohup else ()),
         *(sys.executable, "-c", MAIN.replace("THEN", then)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, **environment},
     )
     assert process.stderr is not None
     log = await process.stderr.readline()
-    if stop:
-        process.send_signal(signal.SIGTERM)
+    for number in stop:
+        process.send_signal(number)
     log += await process.stderr.read()
     return await process.wait(), log.decode()
 
@@ -71,10 +74,25 @@ async def test_spans_are_sent_by_http_where_the_standard_variable_says_so() -> N
     assert [span.name for span in collector.spans.all] == ["work"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_process_ends_in_order_by_each_signal_that_asks_for_it(number: signal.Signals) -> None:
+    """A shell that is closed sends SIGHUP."""
+    then = "try:\n        await process.forever()\n    finally:\n        logging.getLogger('test').info('in order')"
+    status, log = await run(then, {}, number)
+    assert status == 0
+    assert "in order" in log
+
+
+async def test_nohup_keeps_a_process_from_ending_with_its_shell() -> None:
+    then = "import signal; print(signal.getsignal(signal.SIGHUP).name, file=sys.stderr)"
+    status, log = await run(f"import sys; {then}", {}, signal.SIGHUP, nohup=True)
+    assert (status, log.splitlines()[-1]) == (0, "SIG_IGN")
+
+
 async def test_a_stopped_process_sends_its_spans() -> None:
     async with Collector() as collector:
         environment = {**collector.environment, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
-        status, _ = await run("await process.forever()", environment, stop=True)
+        status, _ = await run("await process.forever()", environment, signal.SIGTERM)
     assert status == 0
     assert [span.name for span in collector.spans.all] == ["work"]
 
@@ -121,7 +139,7 @@ async def test_an_unknown_protocol_is_an_error_that_says_so(variable: str, proto
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(protocol: str) -> None:
     begin = time.monotonic()
     environment = {**NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    status, _ = await run("await process.forever()", environment, stop=True)
+    status, _ = await run("await process.forever()", environment, signal.SIGTERM)
     assert status == 0
     # The exporter itself would retry for a minute.
     assert time.monotonic() - begin < 45
