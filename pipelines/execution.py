@@ -85,8 +85,8 @@ class Execution:
         """The tasks in which steps run, by path."""
 
     def is_over(self) -> bool:
-        """Return whether the time of the whole is over."""
-        return workflow.now() >= self.options.expire_time.ToDatetime(UTC)
+        """Return whether the time of the whole is over, or so little of it is left that no step begins."""
+        return self.options.expire_time.ToDatetime(UTC) - workflow.now() < _SHORTEST
 
     def time_left(self) -> timedelta:
         """Return the time that is left of the whole."""
