@@ -103,7 +103,9 @@ class Schedule(_message.Message):
     overlap: Global___OverlapPolicy.ValueType
     """What a run does while the one before has not ended. A run has ended when its job has. Default: OVERLAP_POLICY_SKIP."""
     pause_on_failure: _builtins.bool
-    """Whether the schedule pauses itself after a run that was refused, or whose job failed or timed out."""
+    """Whether the schedule pauses itself after a run that was refused, or whose job failed or timed out. A run
+    of TriggerSchedule does not pause it.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """A job. Its user_id and request_id are unset: each job gets the schedule's user_id and a request_id as above. Its prompt_file
