@@ -261,6 +261,8 @@ PATCH_LEASES: Final = "leases-budgets"
 PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
 # It leases nothing either to one that has released its slot while the ledger checked the slots for the lease.
 PATCH_CHECKED_LEASES: Final = "batches-released-in-a-check-lease-nothing"
+# A check of a ledger that fails changes nothing.
+PATCH_FAILED_CHECKS: Final = "failed-checks-change-nothing"
 # A ledger tells the reservations of a pipeline apart that is submitted again.
 PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 # A ledger counts a file although one of its id is gone that seems later: the clocks of gateways differ.

@@ -27,7 +27,7 @@ from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names
@@ -251,7 +251,10 @@ class LLMLedgerWorkflow:
                 start_to_close_timeout=timedelta(seconds=30),
                 retry_policy=RetryPolicy(maximum_attempts=1),
             )
-        except ActivityError:
+        except FailureError:
+            # A local activity raises what has failed it, in no ActivityError.
+            if not workflow.patched(names.PATCH_FAILED_CHECKS):
+                raise
             # The next check asks again.
             return
         no_start_since = now - self._settings.start_timeout.ToTimedelta()

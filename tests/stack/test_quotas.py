@@ -27,7 +27,7 @@ from payload_converter import data_converter
 from tests.support import pipelines
 from tests.support.credentials import CallsAs, bearer
 from tests.support.jobs import details_of, new_job
-from tests.support.ledgers import lease_in_a_check, start_ledger
+from tests.support.ledgers import lease_in_a_check, reserve_with_a_failing_check, start_ledger
 from tests.support.quotas import (
     PATIENCE,
     Installation,
@@ -503,6 +503,12 @@ async def test_a_lease_after_the_end_of_its_batch_keeps_no_slot(temporal: Client
     await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
     assert await leased() == 9
     await ledger.terminate()
+
+
+async def test_a_check_that_fails_changes_nothing(temporal: Client) -> None:
+    """It failed the Reserve that had asked for it, and the ledger itself where none had."""
+    refused, usage, _ = await reserve_with_a_failing_check(temporal, f"unchecked-{uuid.uuid4().hex[:8]}")
+    assert (refused, usage.slots) == (["llmjob-a-c"], 1)
 
 
 async def test_a_lease_that_waits_for_a_check_keeps_no_slot_of_a_batch_that_ends_meanwhile(temporal: Client) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
@@ -35,7 +35,7 @@ async def ledger_whose_check_lasts(
     temporal: Client, tenant: str, ended: str, release: internal_pb2.ReleaseRequest
 ) -> AsyncIterator[WorkflowHandle[Any, Any]]:
     """Run a ledger, and yield its handle. In its first check it gets a Release, and finds a job that has ended."""
-    queue, released = f"ledger-{uuid.uuid4().hex}", False
+    released = False
 
     @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
     async def find_ended_jobs(_: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
@@ -49,6 +49,16 @@ async def ledger_whose_check_lasts(
                 await asyncio.sleep(0.1)
         return internal_pb2.FindEndedJobsResponse(ended=[ended], output_tokens=[0])
 
+    async with _ledger(temporal, tenant, find_ended_jobs) as ledger:
+        yield ledger
+
+
+@asynccontextmanager
+async def _ledger(
+    temporal: Client, tenant: str, find_ended_jobs: Callable[..., Any]
+) -> AsyncIterator[WorkflowHandle[Any, Any]]:
+    """Run a ledger that may check at any time, by this activity."""
+    queue = f"ledger-{uuid.uuid4().hex}"
     async with Worker(
         temporal,
         task_queue=queue,
@@ -89,6 +99,28 @@ async def lease_in_a_check(temporal: Client, tenant: str) -> tuple[int, internal
             # There is something to check if the batch has a slot.
             await ledger.execute_update(names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse)
     return answer.leased_tokens, usage, ledger.id
+
+
+async def reserve_with_a_failing_check(
+    temporal: Client, tenant: str
+) -> tuple[list[str], internal_pb2.LedgerUsage, str]:
+    """Reserve a slot of a ledger, then one more than there is, for which the ledger checks the first; the check fails.
+
+    Return whom the second Reserve refuses, what the ledger has then, and the ledger's id.
+    """
+
+    @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
+    async def find_ended_jobs(_: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
+        raise ValueError("scripted")
+
+    async with _ledger(temporal, tenant, find_ended_jobs) as ledger:
+        for id_ in ("llmjob-a-b", "llmjob-a-c"):
+            reserve = internal_pb2.ReserveRequest(workflow_ids=[id_], limit=1)
+            answer = await ledger.execute_update(
+                names.UPDATE_RESERVE, reserve, result_type=internal_pb2.ReserveResponse
+            )
+        usage = await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
+    return [*answer.refused], usage, ledger.id
 
 
 async def _has_handled_a_signal(ledger: WorkflowHandle[Any, Any]) -> bool:

@@ -37,7 +37,7 @@ from tests.support.files import delete as delete_file
 from tests.support.files import new_file, upload
 from tests.support.files import until as until_true
 from tests.support.jobs import new_job, until_message, until_output, watch, webhook
-from tests.support.ledgers import lease_in_a_check, start_ledger
+from tests.support.ledgers import lease_in_a_check, reserve_with_a_failing_check, start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, asks, cancel, follow, new_pipeline, submit, until_pending
@@ -369,6 +369,8 @@ async def main(version: str) -> None:
             await record(temporal, await counted(temporal), f"ledger.{version}")
             _, _, ledger = await lease_in_a_check(temporal, "checked")
             await record(temporal, ledger, f"ledger-of-a-batch.{version}")
+            _, _, ledger = await reserve_with_a_failing_check(temporal, "unchecked")
+            await record(temporal, ledger, f"ledger-with-a-failing-check.{version}")
             await record(temporal, await reserved_again(temporal), f"ledger-of-a-pipeline.{version}")
             id_ = await uploaded(FileServiceStub(channel))
             await temporal.get_workflow_handle(id_).result()
