@@ -131,7 +131,10 @@ async def test_a_killed_workers_items_go_on(chunks: ChunkStack) -> None:
     assert all(item.result.metadata.engine_time.ToTimedelta() > timedelta(seconds=1.7) for item in continued)
     assert len(continued) >= 8
     assert not any(item.result.metadata.rewinds for item in items.values())
-    assert continued[0].result.attempts[0].end == llm_pb2.ATTEMPT_END_WORKER_LOST
+    # An item that had ended was perhaps not durable yet.
+    ends = {item.result.attempts[0].end for item in continued}
+    assert llm_pb2.ATTEMPT_END_WORKER_LOST in ends
+    assert ends <= {llm_pb2.ATTEMPT_END_WORKER_LOST, llm_pb2.ATTEMPT_END_FINISHED}
     assert result.attempts >= 2
 
 
