@@ -1,5 +1,6 @@
 """What ListModels says of the queues of a model: the backlog, and an estimate of the wait, of each class."""
 
+import asyncio
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ class Temporal:
     async def _describe(self, request: DescribeTaskQueueRequest, **_: Any) -> DescribeTaskQueueResponse:
         assert request.report_stats
         self.asked.append(request.task_queue.name)
+        await asyncio.sleep(0)
         response = DescribeTaskQueueResponse()
         response.stats.approximate_backlog_count, response.stats.tasks_dispatch_rate = self._queues[
             request.task_queue.name
@@ -61,3 +63,10 @@ async def test_a_worker_that_does_not_poll_since_it_is_full_serves_its_model(rep
     temporal: Any = Temporal({"q": (30, 4.0), "q.background": (0, 0.0)})
     (info,) = await Models([MODEL], Classes()).infos(temporal, "", lambda queue: queue == reported)
     assert info.available == (reported == "q")
+
+
+async def test_calls_at_the_same_time_ask_temporal_once() -> None:
+    temporal: Any = Temporal({"q": (30, 4.0), "q.background": (500, 0.0)})
+    models = Models([MODEL], Classes())
+    await asyncio.gather(*(models.infos(temporal, "", lambda _: False) for _ in range(100)))
+    assert sorted(temporal.asked) == ["q", "q.background"]

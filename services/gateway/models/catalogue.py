@@ -18,6 +18,7 @@ from jobs.classes import NAMES, is_background, queue_of
 from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
 from llm_pb import common_pb2, llm_pb2
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.class_settings import Classes
 from services.gateway.models.images import check_image
@@ -62,6 +63,7 @@ class Models:
             if model.tokenizer is not None
         }
         self._states: dict[str, tuple[float, QueueState]] = {}
+        self._calls = SharedCalls()
 
     def get(self, name: str) -> Model | None:
         """Return the model of that name."""
@@ -158,6 +160,9 @@ class Models:
         read_at, state = self._states.get(queue, (0.0, None))
         if state is not None and time.monotonic() - read_at < _CACHE_SECONDS:
             return state
+        return await self._calls.joined(queue, lambda: self._describe(client, queue))
+
+    async def _describe(self, client: Client, queue: str) -> QueueState:
         response = await client.workflow_service.describe_task_queue(
             DescribeTaskQueueRequest(
                 namespace=client.namespace,

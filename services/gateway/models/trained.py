@@ -11,6 +11,7 @@ from jobs.records import read_record
 from jobs.training import find_model, shown_model, why_no_room
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime import audit
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.effects import Effects
 from services.gateway.errors import temporal_unavailable, trained_model_refused
@@ -26,6 +27,7 @@ class TrainedModels:
     def __init__(self, client: Client, effects: Effects) -> None:
         self._client = client
         self._effects = effects
+        self._calls = SharedCalls()
 
     async def all(self, tenant: str) -> list[llm_pb2.TrainedModel]:
         """Return the trained models of a tenant, by name. Raises ApiError UNAVAILABLE, RPCError, PayloadError."""
@@ -47,8 +49,12 @@ class TrainedModels:
         return await self._change(tenant, names.UPDATE_DELETE_MODEL_VERSION, request)
 
     async def _registry(self, tenant: str) -> internal_pb2.ModelRegistry:
+        """Return the registry of a tenant, which nobody may change: calls of the same time share it."""
+        id_ = models_workflow_id(tenant)
         try:
-            return await read_record(self._client, models_workflow_id(tenant), internal_pb2.ModelRegistry, RPC_TIMEOUT)
+            return await self._calls.fresh(
+                id_, lambda: read_record(self._client, id_, internal_pb2.ModelRegistry, RPC_TIMEOUT)
+            )
         except WorkflowQueryFailedError as error:
             raise temporal_unavailable("the registry of trained models does not answer; call again") from error
 
