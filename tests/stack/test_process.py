@@ -31,7 +31,8 @@ process.run("worker", main)
 async def run(then: str, environment: dict[str, str], *stop: signal.Signals, nohup: bool = False) -> tuple[int, str]:
     """Run a process, and return its exit status and log. It gets the signals `stop` after its first log line."""
     process = await asyncio.create_subprocess_exec(
-        *(("nohup",) if nohup else ()),
+        # These tests may run under nohup themselves.
+        *(("nohup",) if nohup else ("env", "--default-signal=HUP")),
         *(sys.executable, "-c", MAIN.replace("THEN", then)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
