@@ -91,12 +91,12 @@ def schedule_id(user_id: str, request_id: str, tenant: str = "") -> str:
 
 def is_batch(id_: str) -> bool:
     """Return whether an id of a workflow that is a job, a batch or a pipeline is that of a batch."""
-    return id_.startswith(f"{_BATCH}-") and "/" not in id_
+    return id_.startswith(f"{_BATCH}-") and not is_below(id_)
 
 
 def is_pipeline(id_: str) -> bool:
     """Return whether an id of a workflow that is a job, a batch or a pipeline is that of a pipeline."""
-    return id_.startswith(f"{_PIPELINE}-") and "/" not in id_
+    return id_.startswith(f"{_PIPELINE}-") and not is_below(id_)
 
 
 def is_below(id_: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from temporalio import activity
 
-from jobs.ids import file_id
+from jobs.ids import file_id, is_below
 from llm_pb import batch_pb2, common_pb2, file_pb2
 from services.gateway.files.produced import ProducedFiles
 
@@ -42,6 +42,6 @@ class BatchFiles:
 
 def _id(batch: batch_pb2.BatchRequest, batch_id: str, tenant: str, kind: str) -> str:
     # A step of a pipeline that goes on may run again under its id, and has other files then.
-    run = f"/{activity.info().workflow_run_id}" if "/" in batch_id else ""
+    run = f"/{activity.info().workflow_run_id}" if is_below(batch_id) else ""
     # No request_id of an upload has a slash.
     return file_id(batch.user_id, f"batch/{batch_id}{run}/{kind}", tenant)

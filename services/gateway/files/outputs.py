@@ -12,7 +12,7 @@ from typing import Final
 from temporalio.client import WorkflowExecutionStatus
 
 from batches.objects import folder_of
-from jobs.ids import is_batch, tenant_of
+from jobs.ids import is_batch, is_below, tenant_of
 from llm_pb import common_pb2, file_pb2, internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -80,7 +80,7 @@ class OutputPart:
             if not is_batch(job.workflow_id):
                 await remove_outputs(self._store, job.workflow_id)
             # The id of a step of a pipeline does not say whether it is a job or a batch.
-            if is_batch(job.workflow_id) or "/" in job.workflow_id:
+            if is_batch(job.workflow_id) or is_below(job.workflow_id):
                 await remove_all(self._store, folder_of(job.workflow_id, tenant_of(job.workflow_id)))
         except StoreUnavailable as error:
             _log.warning("the output of %s cannot be removed yet: %s", job.workflow_id, error)

@@ -59,7 +59,7 @@ class WholeNumber(click.ParamType[int]):
 
 
 class Limit(click.ParamType[Any]):
-    """A limit, of which a message holds 0 where there is none."""
+    """A limit. 0 in its field means that there is none."""
 
     def __init__(self, numbers: click.ParamType[Any]) -> None:
         """`numbers` are those that the field of the message can hold."""
