@@ -263,6 +263,8 @@ PATCH_RELEASED_LEASES: Final = "released-batches-lease-nothing"
 PATCH_CHECKED_LEASES: Final = "batches-released-in-a-check-lease-nothing"
 # A check of a ledger that fails changes nothing.
 PATCH_FAILED_CHECKS: Final = "failed-checks-change-nothing"
+# A step whose use cannot be asked for ends as it has ended.
+PATCH_FAILED_ASKING: Final = "failed-asking-changes-nothing"
 # A ledger tells the reservations of a pipeline apart that is submitted again.
 PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 # A ledger counts a file although one of its id is gone that seems later: the clocks of gateways differ.

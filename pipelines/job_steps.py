@@ -66,7 +66,7 @@ async def _recall(
 ) -> llm_pb2.JobResult | None:
     """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
 
-    Raises ActivityError for a job that was deleted.
+    Raises FailureError for a job that was deleted.
     """
     if not execution.options.resumed:
         return None

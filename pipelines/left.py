@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Final
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
+from temporalio.exceptions import ApplicationError, ChildWorkflowError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names
@@ -38,7 +38,10 @@ async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.Pipe
             continue
     try:
         return asking.result()
-    except ActivityError:
+    except FailureError:
+        # A local activity raises what has failed it, in no ActivityError.
+        if not workflow.patched(names.PATCH_FAILED_ASKING):
+            raise
         return pipeline_pb2.PipelineResult()
 
 
