@@ -61,6 +61,11 @@ class EncryptedFeed:
         """See Feed."""
         return self._feed.available and not self._losing
 
+    @property
+    def storing(self) -> bool:
+        """See Feed."""
+        return self._feed.storing
+
     def of_tenant(self, tenant: str) -> "EncryptedFeed":
         """See Feed."""
         return self if tenant == self._tenant else EncryptedFeed(self._feed, self._encryption, tenant)

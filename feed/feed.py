@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from feed.nats_settings import NatsUrl, StreamName, SubjectPrefix
 from llm_pb import internal_pb2
 from runtime.files import ReadableFile
+from runtime.health import Readiness
 from runtime.tls import ClientTls, client_tls
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
@@ -38,6 +39,11 @@ class Feed(Protocol):
     @property
     def available(self) -> bool:
         """Whether the feed accepts and delivers records now, as far as is known."""
+        ...
+
+    @property
+    def storing(self) -> bool:
+        """False once the feed is connected and `sync` has failed, until a record is stored or the connection ends."""
         ...
 
     def of_tenant(self, tenant: str) -> "Feed":
@@ -97,6 +103,15 @@ class Fence:
                 return False
             self._writer, self._attempt = record.writer, record.attempt_started.attempt
         return record.writer == self._writer
+
+
+def want_feed(readiness: Readiness, feed: Feed, without: str) -> None:
+    """Report a feed that is not connected or stores nothing as degraded. `without` says what watchers see then."""
+
+    def check() -> bool | str:
+        return feed.available and (feed.storing or f"is connected and stores nothing: {without}")
+
+    readiness.want("feed", f"is not connected: {without}", check)
 
 
 class FeedSettings(BaseSettings):

@@ -19,6 +19,8 @@ class MemoryFeed:
     """See Feed. This one never loses a record."""
     available = True
     """See Feed."""
+    storing = True
+    """See Feed."""
 
     def __init__(self) -> None:
         self._logs: defaultdict[str, list[internal_pb2.FeedRecord]] = defaultdict(list)

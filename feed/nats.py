@@ -17,11 +17,11 @@ from urllib.parse import quote
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from feed.feed import FeedSettings, RecordHandler, ignore
 from feed.nats_consumers import Consumers, Position, reraise_cancel
+from feed.nats_stream import create_stream
 from feed.worker_reports import MAX_REPORT_BYTES, ReportHandler
 from llm_pb import internal_pb2
 from runtime.nats_client import connect_options, new_client
@@ -49,6 +49,7 @@ class NatsFeed:
         self._tasks: list[asyncio.Task[None]] = []
         self._consumers = Consumers(settings.stream)
         self._losing = False
+        self._storing = True
         self._recoveries = 0
         # Two words: the stream takes one word after the prefix.
         self._reports_subject = f"{settings.subject_prefix}.workers.reports"
@@ -65,6 +66,11 @@ class NatsFeed:
     def available(self) -> bool:
         """See Feed."""
         return self._ready.is_set()
+
+    @property
+    def storing(self) -> bool:
+        """See Feed."""
+        return self._storing
 
     @property
     def client(self) -> Client:
@@ -105,8 +111,11 @@ class NatsFeed:
             await reraise_cancel(self._stream.publish(self._subject(key), record.SerializeToString()))
         except (NatsError, OSError, TimeoutError) as error:
             _log.warning("the feed did not store a record: %s: %s", type(error).__name__, error)
+            # What waited while the connection ended says nothing of the next one.
+            self._storing = not self._ready.is_set()
             self._note_failure(error)
             return False
+        self._storing = True
         return True
 
     async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
@@ -207,7 +216,7 @@ class NatsFeed:
             while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
-                    await self._create_stream()
+                    await create_stream(self._stream, self._settings)
                 except (NatsError, OSError, TimeoutError) as error:
                     _log.warning("the feed's stream cannot be created now: %s: %s", type(error).__name__, error)
                     await asyncio.sleep(_RETRY_SECONDS)
@@ -248,37 +257,6 @@ class NatsFeed:
             pending_bytes_limit=_PENDING_REPORTS * MAX_REPORT_BYTES,
         )
 
-    async def _create_stream(self) -> None:
-        """Create the stream; give one that exists the limits of the settings.
-
-        A role without the permission to change the stream works with the one that exists.
-        """
-        config = StreamConfig(
-            name=self._settings.stream,
-            subjects=[f"{self._settings.subject_prefix}.*"],
-            storage=StorageType.FILE,
-            max_age=self._settings.max_age.total_seconds(),
-            max_bytes=self._settings.max_bytes,
-            # Left to itself, nats-server 2.15 takes 1,000.
-            max_consumers=self._settings.max_readers,
-            num_replicas=self._settings.replicas,
-        )
-        try:
-            found = (await reraise_cancel(self._stream.stream_info(self._settings.stream))).config
-        except NotFoundError:
-            await reraise_cancel(self._stream.add_stream(config))
-            return
-        if (found.max_consumers or 0) <= 0:
-            # An earlier nats-server made the stream without a limit, and some of them cannot set one later.
-            config.max_consumers = found.max_consumers
-        if _own(found) == _own(config):
-            return
-        try:
-            await reraise_cancel(self._stream.update_stream(config))
-        except (NatsError, OSError, TimeoutError) as error:
-            # The role may lack the permission.
-            _log.warning("the feed's stream keeps limits that differ from FEED_…: %r", error)
-
     async def _note_error(self, error: Exception) -> None:
         _log.info("feed: %r", error)
         if f'subscription to "{self._reports_subject}"'.lower() in str(error).lower():
@@ -288,7 +266,7 @@ class NatsFeed:
     async def _note_disconnect(self) -> None:
         self._reports_refused = False
         self._ready.clear()
-        self._losing = True
+        self._storing = self._losing = True
         self._consumers.end()
 
     async def _note_leader(self, _: Msg) -> None:
@@ -303,12 +281,6 @@ class NatsFeed:
             # Somebody deleted the stream, and what it held and was sent since.
             self._losing = True
             self._stream_unsure.set()
-
-
-def _own(config: StreamConfig) -> tuple[object, ...]:
-    """Return the part of a stream's configuration that the settings determine."""
-    limits = config.max_age, config.max_bytes, config.max_consumers
-    return config.subjects, config.storage, *limits, config.num_replicas
 
 
 @lru_cache(maxsize=4096)  # it is needed for every record

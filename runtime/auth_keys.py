@@ -121,6 +121,11 @@ class ApiKeys:
         """Read the file. Raises KeyFileError."""
         self._file = Reloaded([path], partial(read_keys, path, known_scopes), "API keys", _log, KeyFileError)
 
+    @property
+    def usable(self) -> bool:
+        """Whether the file could be used at the last refresh."""
+        return self._file.usable
+
     async def authenticate(self, presented: Presented) -> Caller | None:
         """See Authenticator."""
         return self.find(presented.token) if presented.token is not None else None

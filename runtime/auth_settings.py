@@ -12,6 +12,7 @@ from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
 from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts
 from runtime.auth_keys import ApiKeys, KeysFile
+from runtime.health import Readiness
 from runtime.jwt_keys import KeySet, KeySetError, read_key_set
 from runtime.scopes import SCOPES
 from runtime.tls import ServerTlsSettings
@@ -102,14 +103,19 @@ class AuthSettings(ServerTlsSettings):
         return self
 
 
-async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str] = ANY_USER) -> list[Authenticator]:
+async def open_authenticators(
+    settings: AuthSettings, readiness: Readiness, user_form: re.Pattern[str] = ANY_USER
+) -> list[Authenticator]:
     """Return an Authenticator for each kind of credential in the settings.
 
-    Each was refreshed once. `user_form` is the form of a JWT's user claim. Raises KeyFileError.
+    Each was refreshed once. `user_form` is the form of a JWT's user claim. A file of API keys that becomes unusable is
+    reported as degraded. Raises KeyFileError.
     """
     authenticators: list[Authenticator] = []
     if settings.api_keys_file is not None:
-        authenticators.append(ApiKeys(settings.api_keys_file, SCOPES))
+        keys = ApiKeys(settings.api_keys_file, SCOPES)
+        authenticators.append(keys)
+        readiness.want("api keys", "are not those of their file, which cannot be used", lambda: keys.usable)
     if settings.jwt_issuer:
         rules = JwtRules(
             issuer=settings.jwt_issuer,

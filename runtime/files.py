@@ -86,6 +86,11 @@ class Reloaded(Generic[T]):
         """What the files held at the last current(): without a look at them."""
         return self._loaded
 
+    @property
+    def usable(self) -> bool:
+        """Whether the files could be used at the last current()."""
+        return not self._stale
+
     def _looked(self) -> bool:
         """Wait for a look at the files. Return False if it had been running before."""
         with self._lock:

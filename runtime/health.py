@@ -35,8 +35,10 @@ _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "tor
 """Distributions whose versions matter, and their modules."""
 _PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
-Check = Callable[[], bool | Awaitable[bool]]
-"""Returns True while the check succeeds. Called on the event loop."""
+Found = bool | str
+"""True while a check succeeds, False for its usual problem, or the text of another one."""
+Check = Callable[[], Found | Awaitable[Found]]
+"""Looks for a problem. Called on the event loop."""
 
 
 class Readiness:
@@ -55,7 +57,7 @@ class Readiness:
         self._about |= about
 
     def need(self, name: str, problem: str, check: Check) -> None:
-        """Require the check for readiness. `problem` follows the name in the answer when the check fails."""
+        """Require the check for readiness. `problem` follows the name in the answer when the check finds no other."""
         self._needed[name] = problem, check
 
     def want(self, name: str, problem: str, check: Check) -> None:
@@ -169,13 +171,17 @@ async def _failing(checks: dict[str, tuple[str, Check]]) -> dict[str, str]:
     """Return the names of the checks that fail, and their problems."""
     # A copy, because a process that is starting adds checks while these are under way.
     asked = dict(checks)
-    results = await asyncio.gather(*(_succeeds(check) for _, check in asked.values()))
-    return {name: problem for (name, (problem, _)), good in zip(asked.items(), results, strict=True) if not good}
+    results = await asyncio.gather(*(_found(check) for _, check in asked.values()))
+    return {
+        name: found or problem
+        for (name, (problem, _)), found in zip(asked.items(), results, strict=True)
+        if found is not True
+    }
 
 
-async def _succeeds(check: Check) -> bool:
+async def _found(check: Check) -> Found:
     result = check()
-    return result if isinstance(result, bool) else await result
+    return result if isinstance(result, bool | str) else await result
 
 
 def _answer(

@@ -31,7 +31,7 @@ async def main() -> None:
         lost = metrics.meter(__package__).create_counter(
             "llm.audit.lost", unit="{record}", description="Audit records that could not be stored."
         )
-        authenticators = await open_authenticators(settings)
+        authenticators = await open_authenticators(settings, readiness)
         async with (
             beside(keep_refreshing(authenticators)),
             recording(settings.audit, lost) as log,

@@ -6,7 +6,7 @@ from typing import Final
 
 from encryption import EncryptionSettings, open_encryption
 from feed.encrypted import open_feed
-from feed.feed import FeedSettings
+from feed.feed import FeedSettings, want_feed
 from jobs import names
 from jobs.ids import tenant_of
 from runtime import process, temporal
@@ -38,7 +38,7 @@ async def main() -> None:
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
         feed, reports, answers = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
-        readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
+        want_feed(readiness, feed, "watchers see progress once a second")
         store = open_store(StoreSettings(), encryption)
         meter = metrics.meter(__package__)
         counted = GatewayMetrics(meter, settings.tenants)

@@ -91,7 +91,7 @@ async def serving_api(
     `knows_tenants`: whether the namespace has the search attribute TenantId.
     """
     require_all_methods(SERVICES.values())
-    auth = await auth_interceptor(settings)
+    auth = await auth_interceptor(settings, readiness)
     models = Models(settings.models, settings.classes)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)

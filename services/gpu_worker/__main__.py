@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import EncryptionSettings, open_encryption
 from encryption.settings import KEY_PATIENCE
 from feed.encrypted import open_feed
-from feed.feed import FeedSettings
+from feed.feed import FeedSettings, want_feed
 from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
@@ -50,7 +50,7 @@ async def main() -> None:
         connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
         loading = asyncio.create_task(load(engine, path, settings, store, readiness, connected))
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
-        readiness.want("feed", "is not connected: watchers see no tokens", lambda: feed.available)
+        want_feed(readiness, feed, "watchers see no tokens")
         try:
             client = await temporal.connect(runtime, readiness, encryption)
             connected.set_result(client)

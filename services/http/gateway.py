@@ -117,8 +117,8 @@ class Gateway:
         if anonymous:
             self._open_until = time.monotonic() + _OPEN_SECONDS
 
-    async def answers(self) -> bool:
-        """Return whether the gateway is there and says that it serves."""
+    async def serves(self) -> bool | str:
+        """Return whether the gateway answers, or what it answers when it does not serve."""
         check = self._client.channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -128,7 +128,8 @@ class Gateway:
             answer = await check(health_pb2.HealthCheckRequest(service=_SERVICE), timeout=CHECK_TIMEOUT.total_seconds())
         except grpc.aio.AioRpcError:
             return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        status = health_pb2.HealthCheckResponse
+        return answer.status == status.SERVING or f"is {status.ServingStatus.Name(answer.status)}"
 
     async def require_authentication(self, settings: HttpSettings) -> None:
         """Return once callers from other machines are known to be authenticated. Raises RuntimeError if they are not.

@@ -371,6 +371,35 @@ async def test_a_stream_that_an_operator_deletes_is_made_anew(own_broker: Stack,
     await follower.close()
 
 
+async def test_a_feed_knows_whether_its_broker_stores(own_broker: Stack, own_feed: NatsFeed) -> None:
+    """A broker may stay connected and store nothing, as after its disk was full. Here the records are too large."""
+    settings = FeedSettings()
+    async with jetstream(own_broker) as stream:
+        config = (await stream.stream_info(settings.stream)).config
+        config.max_msg_size = 1
+        await stream.update_stream(config)
+        assert own_feed.storing
+        assert not await own_feed.sync("job", record(0))
+        assert (own_feed.storing, own_feed.available) == (False, True)
+        config.max_msg_size = -1
+        await stream.update_stream(config)
+    assert await own_feed.sync("job", record(1))
+    assert own_feed.storing
+
+
+async def test_a_feed_of_a_broker_that_has_started_again_is_expected_to_store(
+    own_broker: Stack, own_feed: NatsFeed
+) -> None:
+    own_broker.processes["nats"].signal(signal.SIGSTOP)
+    assert not await own_feed.sync("job", record(0))
+    assert not own_feed.storing
+    await own_broker.processes["nats"].kill()
+    async with asyncio.timeout(60):
+        while own_feed.available:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.05)
+    assert own_feed.storing
+
+
 async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: NatsFeed) -> None:
     """Append returns immediately and buffers a few MiB. Further records are lost, and `recoveries` reports the loss."""
     follower = Follower(own_feed, "job")

@@ -34,9 +34,12 @@ from runtime.auth import Caller, Presented, Refusal, bearer_token
 from runtime.auth_certificates import CertificateRule, ClientCertificates
 from runtime.auth_jwt import JwtRules, Jwts
 from runtime.auth_keys import ApiKeys, KeyFileError
+from runtime.auth_settings import open_authenticators
 from runtime.grpc_auth import AuthInterceptor, current_caller
+from runtime.health import Readiness
 from runtime.jwt_keys import KeySet
 from runtime.scopes import ANONYMOUS
+from services.codec.settings import CodecSettings
 from services.gateway import scopes
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of, reason
 from tests.support.examples import examples
@@ -522,6 +525,23 @@ async def test_a_file_of_keys_that_is_wrong_changes_nothing(
     assert await reason(known, key) == ""
     with pytest.raises(KeyFileError):
         ApiKeys(file.path, scopes.SCOPES)
+
+
+async def test_readiness_names_a_file_of_keys_that_has_become_unusable(tmp_path: Path) -> None:
+    file, readiness = KeyFile(tmp_path / "keys.json"), Readiness("test")
+    file.add(["jobs:read"])
+    good = file.path.read_text()
+    (known,) = await open_authenticators(CodecSettings(api_keys_file=file.path), readiness)
+
+    async def degraded() -> list[str]:
+        await known.refresh()
+        return [*(await asyncio.to_thread(readiness.readyz))["degraded"]]
+
+    assert await degraded() == []
+    file.path.write_text(good[:-9])
+    assert await degraded() == ["api keys"]
+    file.path.write_text(good)
+    assert await degraded() == []
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,18 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.trace import NoOpTracer
 
 from deploy.local.ports import free_port
+from runtime.grpc_health import Health
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from runtime.metrics_settings import MetricsSettings
+from services.http.gateway import Gateway
+from services.http.settings import HttpSettings
 
 
 async def test_a_check_that_is_added_while_others_are_under_way_counts_the_next_time() -> None:
@@ -34,6 +40,32 @@ async def test_a_check_that_is_added_while_others_are_under_way_counts_the_next_
         answer.set()
         assert (await asking)["ready"]
         assert (await asyncio.to_thread(readiness.readyz))["missing"] == {"late": "is late"}
+
+
+async def test_a_check_names_a_problem_other_than_its_usual_one() -> None:
+    found: list[bool | str] = [True, False, "is full"]
+    readiness = Readiness("test")
+    readiness.want("disk", "is away", lambda: found[0])
+    with readiness.serving():
+        seen = []
+        while found:
+            seen.append((await asyncio.to_thread(readiness.readyz))["degraded"])
+            found.pop(0)
+    assert seen == [{}, {"disk": "is away"}, {"disk": "is full"}]
+
+
+async def test_the_http_front_tells_a_gateway_that_does_not_serve_from_one_that_is_away() -> None:
+    health, server = Health(), grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with Gateway(HttpSettings(gateway=address), NoOpTracer()) as gateway:
+        seen = []
+        for status in ("SERVING", "NOT_SERVING"):
+            await health.set("llm.v1.LlmService", health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+            seen.append(await gateway.serves())
+        await server.stop(None)
+        assert [*seen, await gateway.serves()] == [True, "is NOT_SERVING", False]
 
 
 def test_a_probe_that_is_under_way_at_shutdown_is_answered(capfd: pytest.CaptureFixture[str]) -> None:

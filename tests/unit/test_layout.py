@@ -88,6 +88,7 @@ ONLY = {
         "feed/nats.py",
         "feed/nats_answers.py",
         "feed/nats_consumers.py",
+        "feed/nats_stream.py",
         "runtime/audit_nats.py",
         "runtime/nats_client.py",
         "services/notifier/sinks/nats.py",
