@@ -16,6 +16,7 @@ from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import for_each, limit_option
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option
+from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_bytes, write_json, write_line, write_table
 from durable_llm.cli._text import age
 
@@ -53,8 +54,9 @@ def put(
         raise click.UsageError("--request-id is the key of one file.")
     come_back = "The upload has ended. The same command goes on with it." if request_id else "The upload has ended."
     expire_time = datetime.now(UTC) + expires if expires is not None else None
+    progress = Progress(quiet=False)
     try:
-        with connection.connect() as client, interruptible():
+        with connection.connect() as client, interruptible(), progress:
             for path in paths:
                 file = client.files.upload(
                     path,
@@ -64,6 +66,7 @@ def put(
                     media_type=media_type,
                     expire_time=expire_time,
                 )
+                progress.answered()
                 write_json(file) if as_json else write_line(file.ref.file_id)
     except KeyboardInterrupt:
         raise Interrupted(come_back) from None
@@ -75,8 +78,9 @@ def put(
 @connection_options
 def get(connection: Connection, *, file_id: str, path: str) -> None:
     """Download a file to PATH; `-`: to standard output. [default: the name that it was uploaded with, here]"""
+    progress = Progress(quiet=False)
     try:
-        with connection.connect() as client, interruptible():
+        with connection.connect() as client, interruptible(), progress:
             if path == "-":
                 for piece in client.files.content(file_id):
                     write_bytes(piece)
