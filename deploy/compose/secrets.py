@@ -26,9 +26,19 @@ _TLS: Final = ("ca.pem", f"{_NATS}.pem", f"{_NATS}.key")
 _READABLE: Final = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 
+class EmptySecretError(Exception):
+    """A file that should hold a secret is empty. It may be a copy that went wrong."""
+
+
 def create_secrets(folder: Path) -> list[str]:
-    """Create the files that do not exist yet in the folder, and return their names."""
+    """Create the files that do not exist yet in the folder, and return their names.
+
+    Raises EmptySecretError, and creates nothing, where one that exists is empty.
+    """
     folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    for name in (*_TEXTS, *_TLS, *(f"{role}.nk" for role in _NKEYS)):
+        if (folder / name).exists() and not (folder / name).read_bytes().strip():
+            raise EmptySecretError(f"{folder / name} is empty: restore it, or remove it and it is made anew")
     made = [name for name, make in _TEXTS.items() if _write(folder / name, make)]
     # The CA's own key is not kept: certificate and CA are replaced together.
     if not all((folder / name).exists() for name in _TLS):
@@ -91,5 +101,8 @@ def _write(path: Path, make: Callable[[], str]) -> bool:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    for created in create_secrets(where):
-        print(f"{where / created}")
+    try:
+        for created in create_secrets(where):
+            print(f"{where / created}")
+    except EmptySecretError as error:
+        sys.exit(str(error))

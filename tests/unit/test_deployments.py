@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.compose.secrets import create_secrets
+from deploy.compose.secrets import EmptySecretError, create_secrets
 from deploy.local.process_specs import _DYNAMIC_CONFIG, OPTIONAL
 from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.environment import setting_names
@@ -323,6 +323,18 @@ def test_vllm_replaces_the_small_model(secrets: Path, volumes: Path) -> None:
         environment = {**IMAGES[image or ""]["ENV"], **environment_of(OURS[name]), **own}
         files = compose.mounted(COMPOSE, OURS[name], volumes, secrets)
         assert not problems(package(image or ""), environment, files)
+
+
+@pytest.mark.parametrize("name", ["postgres-password", "nats.key", "operator.nk"])
+def test_a_secret_that_is_empty_is_named_and_stays(name: str, tmp_path: Path) -> None:
+    create_secrets(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("\n")
+    (tmp_path / "grafana-password").unlink()
+    with pytest.raises(EmptySecretError, match=re.escape(str(tmp_path / name))):
+        create_secrets(tmp_path)
+    assert (tmp_path / name).read_text() == "\n"
+    assert not (tmp_path / "grafana-password").exists()
 
 
 def test_secrets_stay_once_they_are_made(secrets: Path) -> None:
