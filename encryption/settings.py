@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -48,6 +49,13 @@ class EncryptionSettings(BaseSettings):
     search_attributes: Literal["clear", "hashed"] = "clear"
     """Form of the search attributes `UserID`, `RequestID` and `ProjectId` of new jobs. `hashed`: keyed hashes, which
     still match the filters of List."""
+
+    @field_validator("kms_key")
+    @classmethod
+    def _has_its_library(cls, key: str | None) -> str | None:
+        if key and find_spec("botocore") is None:
+            raise ValueError("needs the extra kms, which is not installed")
+        return key
 
     @field_validator("kms_url")
     @classmethod
@@ -150,7 +158,7 @@ def open_encryption(
 
 
 def key_wrapper(settings: EncryptionSettings) -> KeyWrapper:
-    """Return the wrapper of data keys. Raises ImportError for KMS without the extra `kms`."""
+    """Return the wrapper of data keys."""
     if settings.keyring is not None:
         return Keyring(settings.keyring)
     # Only its users have its library.

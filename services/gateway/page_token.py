@@ -32,7 +32,8 @@ PageRequest: TypeAlias = (
 """Requests with filters, page_size and page_token."""
 _MAC_BYTES: Final = 16
 _KEY_BYTES: Final = 32
-REFUSED: Final = Violation("page_token", "must be the next_page_token of the page before, with the same filters")
+_RULE: Final = "must be the next_page_token of the page before, with the same filters"
+_OF_THIS_PROCESS: Final = ", and made by this process: GATEWAY_PAGE_TOKEN_KEY, which gateways share, is not set"
 
 
 class PageTokens:
@@ -44,6 +45,8 @@ class PageTokens:
             _log.info(
                 "page tokens of List are valid at this gateway only, until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
             )
+        self.refused = Violation("page_token", _RULE + _OF_THIS_PROCESS if key is None else _RULE)
+        """What is wrong with a page token that unseal() or Temporal refuses."""
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
     def seal(self, tenant: str, request: PageRequest, token: bytes | None) -> str:
@@ -71,7 +74,7 @@ class PageTokens:
         try:
             self.unseal(current_caller().tenant, request)
         except ValueError:
-            return [REFUSED]
+            return [self.refused]
         return []
 
     def _mac(self, tenant: str, request: PageRequest, token: bytes) -> bytes:

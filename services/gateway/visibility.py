@@ -12,7 +12,7 @@ from jobs import names
 from jobs.ids import tenant_of
 from jobs.search import HASHED, Hash
 from services.gateway.errors import invalid, temporal_unavailable
-from services.gateway.page_token import REFUSED, PageRequest, PageTokens
+from services.gateway.page_token import PageRequest, PageTokens
 
 DEFAULT_PAGE_SIZE: Final = 20
 
@@ -64,7 +64,7 @@ async def own_page(
     except RPCError as error:
         # The token may be of an older Temporal: its SQL store answers UNKNOWN to a token that it cannot read.
         if request.page_token and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-            raise invalid([REFUSED]) from error
+            raise invalid([tokens.refused]) from error
         raise
     # The id decides. What was started by hand may have any search attributes.
     own = [item for item in pages.current_page or () if tenant_of(item.id) == tenant]

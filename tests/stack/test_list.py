@@ -120,22 +120,24 @@ async def gateways(stack: Stack, slow: Slow, stub: LlmServiceStub) -> AsyncItera
     await gateway.terminate()
 
 
-async def refused(stub: LlmServiceStub, request: llm_pb2.ListRequest) -> list[str]:
+async def refused(stub: LlmServiceStub, request: llm_pb2.ListRequest) -> list[tuple[str, bool]]:
+    """Return the fields of the violations, and whether each names the setting."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await stub.List(request)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    return [item.field for item in details_of(error.value)["BadRequest"].field_violations]
+    violations = details_of(error.value)["BadRequest"].field_violations
+    return [(item.field, "GATEWAY_PAGE_TOKEN_KEY" in item.description) for item in violations]
 
 
 async def test_a_page_token_holds_at_every_gateway_with_its_key(gateways: Gateways, open_jobs: None) -> None:
-    """Other gateways refuse it."""
+    """Other gateways refuse it. One without a key says that it has none."""
     request = llm_pb2.ListRequest(user_id=USER, page_size=OPEN // 2)
     first = await gateways.one.List(request)
     request.page_token = first.next_page_token
     second = await gateways.other.List(request)
     ids = {job.status.workflow_id for page in (first, second) for job in page.jobs}
     assert len(ids) == OPEN
-    assert await refused(gateways.own, request) == ["page_token"]
+    assert await refused(gateways.own, request) == [("page_token", True)]
 
 
 async def test_a_page_token_that_no_gateway_made_is_refused(
@@ -158,7 +160,7 @@ async def test_a_page_token_that_no_gateway_made_is_refused(
         sealed[1:],
     ):
         request.page_token = base64.urlsafe_b64encode(forged).decode()
-        assert await refused(gateways.one, request) == ["page_token"]
+        assert await refused(gateways.one, request) == [("page_token", False)]
 
 
 async def test_a_gateway_without_a_key_says_what_its_tokens_are_worth(stack: Stack, gateways: Gateways) -> None:

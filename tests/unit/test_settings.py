@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings
 
 from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
+from encryption.settings import EncryptionSettings
 from feed.feed import FeedSettings
 from jobs.classes import NAMES
 from runtime.audit_file import AuditFile
@@ -66,6 +68,16 @@ def test_a_secret_that_is_refused_is_not_shown(
         settings()
     assert "hush" not in str(error.value)
     assert name.partition("_")[2].lower() in str(error.value)
+
+
+def test_a_key_of_kms_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    monkeypatch.setenv("ENCRYPTION_KMS_KEY", "arn:aws:kms:eu-central-1:1:key/a")
+    monkeypatch.setenv("ENCRYPTION_KEY_STORE", "/keys")
+    with pytest.raises(ValidationError) as error:
+        EncryptionSettings()
+    (problem,) = setting_problems(error.value, [EncryptionSettings])
+    assert problem == "ENCRYPTION_KMS_KEY: Value error, needs the extra kms, which is not installed"
 
 
 @pytest.mark.parametrize(
