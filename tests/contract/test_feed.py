@@ -17,10 +17,11 @@ from pydantic import SecretStr
 from deploy.local.stack import Stack
 from encryption import Encryption
 from feed.encrypted import EncryptedFeed
-from feed.feed import Feed, FeedSettings
+from feed.feed import Feed, FeedSettings, want_feed
 from feed.memory import MemoryFeed
 from feed.nats import NatsFeed
 from llm_pb import internal_pb2
+from runtime.health import Readiness
 from tests.support.encryption import Keys
 from tests.support.stacks import stack_settings
 
@@ -373,18 +374,25 @@ async def test_a_stream_that_an_operator_deletes_is_made_anew(own_broker: Stack,
 
 async def test_a_feed_knows_whether_its_broker_stores(own_broker: Stack, own_feed: NatsFeed) -> None:
     """A broker may stay connected and store nothing, as after its disk was full. Here the records are too large."""
-    settings = FeedSettings()
+    settings, readiness = FeedSettings(), Readiness("test")
+    want_feed(readiness, own_feed, "watchers see less")
+
+    async def degraded() -> dict[str, str]:
+        found: dict[str, str] = (await asyncio.to_thread(readiness.readyz))["degraded"]
+        return found
+
     async with jetstream(own_broker) as stream:
         config = (await stream.stream_info(settings.stream)).config
         config.max_msg_size = 1
         await stream.update_stream(config)
-        assert own_feed.storing
+        assert await degraded() == {}
         assert not await own_feed.sync("job", record(0))
         assert (own_feed.storing, own_feed.available) == (False, True)
+        assert await degraded() == {"feed": "is connected and stores nothing: watchers see less"}
         config.max_msg_size = -1
         await stream.update_stream(config)
     assert await own_feed.sync("job", record(1))
-    assert own_feed.storing
+    assert await degraded() == {}
 
 
 async def test_a_feed_of_a_broker_that_has_started_again_is_expected_to_store(
