@@ -22,6 +22,7 @@ from tests.support.scrapes import Scrape, scrape_until
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 METHODS = [GET_STATUS, STREAM_STATUS, CHECK]
+PATIENCE = 300
 
 
 async def none() -> AsyncIterator[bytes]:
@@ -113,9 +114,10 @@ async def test_calls_without_a_request_make_room(stack: Stack) -> None:
 async def test_calls_whose_request_does_not_come_are_ended(stack: Stack) -> None:
     """They end after GATEWAY_REQUEST_TIMEOUT, so even more than GATEWAY_MAX_CALLS do not keep others out for longer."""
     async with (
-        target(stack, {}, request_timeout="PT1S", max_calls="200") as attacked,
+        # On a busy machine the requests of the job, too, come late.
+        target(stack, {}, request_timeout="PT5S", max_calls="200") as attacked,
         stalled_clients(attacked.address, 3) as clients,
-        asyncio.timeout(60),
+        asyncio.timeout(PATIENCE),
     ):
         for client, method in zip(clients, METHODS, strict=True):
             client.call_without_request(method, 500)
@@ -139,18 +141,23 @@ async def test_calls_without_a_request_do_not_keep_others_out(stack: Stack) -> N
                     client.call_without_request(method, len(client.ended) - ended)
 
     begun = asyncio.Event()
-    async with target(stack, {}, request_timeout="PT5M", max_calls="200") as attacked, asyncio.timeout(100):
-        attacks = [asyncio.create_task(attack(method)) for method in METHODS]
+    async with (
+        target(stack, {}, request_timeout="PT10M", max_calls="200") as attacked,
+        asyncio.timeout(PATIENCE),
+        asyncio.TaskGroup() as group,
+    ):
+        attacks = [group.create_task(attack(method)) for method in METHODS]
         await begun.wait()
         for _ in range(3):
             assert (await run_job(attacked.stub, new_job(params={"max_tokens": 5}))).states[-1] == "SUCCEEDED"
             async with grpc.aio.insecure_channel(attacked.address) as channel:
-                health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=100)
+                health = await health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=PATIENCE
+                )
             assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert not any(task.done() for task in attacks)
         for task in attacks:
             task.cancel()
-        await asyncio.gather(*attacks, return_exceptions=True)
 
 
 async def test_a_stream_of_requests_may_not_be_idle() -> None:

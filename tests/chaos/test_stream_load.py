@@ -95,20 +95,31 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Load
         yield Loaded(stack, LlmServiceStub(channel), temporal)
 
 
+async def undisturbed_reads(loaded: Loaded) -> int:
+    """Return the number of calls that read jobs from Temporal in a time of several polls, with one subscription."""
+    reads, since = await loaded.reads(), time.monotonic()
+    assert await loaded.subscriptions() == 1
+    more = await loaded.reads() - reads
+    assert time.monotonic() - since > 2, "the measurement was too short for several polls"
+    return more
+
+
 async def test_many_watchers_cost_one_subscription_and_no_call(loaded: Loaded) -> None:
     """This holds while a job runs and its feed is healthy. Every watcher gets the same bytes."""
-    submitted = await loaded.submit(params={"max_tokens": 12 * TOKENS_PER_SECOND})
+    submitted = await loaded.submit(params={"max_tokens": 100 * TOKENS_PER_SECOND})
     watching = [asyncio.create_task(watch(loaded.stub, submitted.workflow_id)) for _ in range(WATCHERS)]
     await when_output_reaches(loaded.stub, submitted.workflow_id, 10)
     async with asyncio.timeout(60):
         # A subscription that the machine has kept waiting is replaced, and the broker still counts it for a moment.
         while await loaded.subscriptions() != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    reads, since = await loaded.reads(), time.monotonic()
-    assert await loaded.subscriptions() == 1
-    assert await loaded.reads() == reads
-    assert time.monotonic() - since > 2, "the measurement was too short for several polls"
+    reads = [await undisturbed_reads(loaded)]
+    while reads[-1] and len(reads) < 4:
+        # On a busy machine the feed may be late, and the gateway asks. Watchers that ask would do so always.
+        reads.append(await undisturbed_reads(loaded))
+    assert reads[-1] == 0, reads
     assert not any(task.done() for task in watching), "the job ended during the measurement"
+    await loaded.stub.Cancel(llm_pb2.CancelRequest(workflow_id=submitted.workflow_id))
     watchers = await asyncio.gather(*watching)
     (output,) = {seen.output for seen in watchers}
     assert output == watchers[0].final.result.output.encode()

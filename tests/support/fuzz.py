@@ -44,7 +44,7 @@ from tests.support.stacks import FAST, stack_settings
 Code = grpc.StatusCode
 CLIENTS: Final = 24
 CONNECTIONS: Final = 6
-CALL_SECONDS: Final = 60
+CALL_SECONDS: Final = 180
 """Seconds after which a call counts as hanging."""
 STREAM_SECONDS: Final = 2
 """Maximum wait for the first message of a stream, in seconds."""
