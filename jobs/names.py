@@ -271,3 +271,5 @@ PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 PATCH_SKEWED_FILES: Final = "counts-files-of-skewed-clocks"
 # A trained model is removed with its last version.
 PATCH_REMOVED_MODELS: Final = "removes-models"
+# A step of a pipeline fails that asks nothing.
+PATCH_ASKS_SOMETHING: Final = "asks-something"

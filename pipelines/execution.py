@@ -197,6 +197,8 @@ class Execution:
         """Wait for an answer to the step. Raises StepFailed when none comes in time."""
         if len(question.encode()) > MAX_QUESTION_BYTES:
             raise ValueError(f"a question has at most {MAX_QUESTION_BYTES} bytes")
+        if not question.strip() and workflow.patched(names.PATCH_ASKS_SOMETHING):
+            raise ValueError("a question must not be empty")
         self.tree.ask(step.path, question)
         try:
             await workflow.wait_condition(lambda: step.path in self._answers, timeout=self.within(step.path, timeout))

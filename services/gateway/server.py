@@ -49,6 +49,7 @@ from services.gateway.models.workers import Workers
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.open_work import OpenWork
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.answers import StepAnswers
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.listing import PipelineListing
 from services.gateway.pipelines.live import LiveSteps
@@ -157,6 +158,7 @@ async def serving_api(
         live_steps,
         pipeline_streams,
         PipelineListing(client, of_pipelines, page_tokens, settings, encryption, knows_tenants=knows_tenants),
+        StepAnswers(effects, of_pipelines),
         answers,
     )
     server = GrpcServer(

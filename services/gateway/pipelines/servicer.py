@@ -9,6 +9,7 @@ from llm_pb import pipeline_pb2, pipeline_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
 from services.gateway.job_traces import link_call
+from services.gateway.pipelines.answers import StepAnswers
 from services.gateway.pipelines.listing import PipelineListing
 from services.gateway.pipelines.live import LiveSteps, with_live
 from services.gateway.pipelines.reader import PipelineReader
@@ -28,6 +29,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         live: LiveSteps,
         streams: PipelineStreams,
         listing: PipelineListing,
+        step_answers: StepAnswers,
         answers: Answers,
     ) -> None:
         self._submission = submission
@@ -35,6 +37,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         self._live = live
         self._streams = streams
         self._listing = listing
+        self._step_answers = step_answers
         self._answers = answers
 
     async def SubmitPipeline(
@@ -78,7 +81,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         self, request: pipeline_pb2.AnswerStepRequest, context: _Context
     ) -> pipeline_pb2.AnswerStepResponse:
         """See pipeline.proto."""
-        return pipeline_pb2.AnswerStepResponse(step=await self._submission.answer(current_caller(), request))
+        return pipeline_pb2.AnswerStepResponse(step=await self._step_answers.answer(current_caller(), request))
 
     async def ListPipelines(
         self, request: pipeline_pb2.ListPipelinesRequest, context: _Context

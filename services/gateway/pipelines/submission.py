@@ -1,4 +1,4 @@
-"""SubmitPipeline, CancelPipeline and AnswerStep."""
+"""SubmitPipeline and CancelPipeline."""
 
 import logging
 from datetime import timedelta
@@ -6,9 +6,9 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
-from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
@@ -16,7 +16,7 @@ from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import delivery_workflow_ids, pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete, check_submit
-from jobs.pipelines import FINAL_STATES, TASK_TIMEOUT, is_repeat, new_status, with_defaults
+from jobs.pipelines import FINAL_STATES, TASK_TIMEOUT, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
@@ -26,13 +26,7 @@ from runtime.grpc_auth import current_caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.effects import Effects
-from services.gateway.errors import (
-    ApiError,
-    answer_refused,
-    pipeline_key_reused,
-    temporal_unavailable,
-    work_deleted,
-)
+from services.gateway.errors import ApiError, pipeline_key_reused, work_deleted
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.models.trained import TrainedModels
@@ -51,7 +45,7 @@ _GRACE: Final = timedelta(days=1)
 
 
 class PipelineSubmission:
-    """Starts, cancels and answers pipelines."""
+    """Starts and cancels pipelines."""
 
     def __init__(
         self,
@@ -166,35 +160,6 @@ class PipelineSubmission:
             status.cancel_requested = True
         return status
 
-    async def answer(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
-        """Answer a step and return it.
-
-        Raises ApiError NOT_FOUND, FAILED_PRECONDITION for a step that waits for no answer, ALREADY_EXISTS for one that
-        has got another, UNAVAILABLE for an ended pipeline whose steps cannot be read; RPCError, AuditUnavailable.
-        """
-        description = await self._reader.describe(caller, request.pipeline_id)
-        await link_call(description)
-        if description.status == WorkflowExecutionStatus.RUNNING:
-            try:
-                step: pipeline_pb2.StepStatus = await self._effects.update(
-                    request.pipeline_id,
-                    names.UPDATE_ANSWER_STEP,
-                    request,
-                    result_type=pipeline_pb2.StepStatus,
-                )
-            except WorkflowUpdateFailedError as error:
-                cause = error.cause
-                if not isinstance(cause, ApplicationError) or cause.type is None:
-                    raise temporal_unavailable("the pipeline does not answer; call again") from error
-                raise answer_refused(cause.type, cause.message) from None
-            except RPCError as error:
-                # It may have ended meanwhile.
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-            else:
-                return step
-        return await self._answered(caller, request)
-
     async def find_accepted(
         self, caller: Caller, request: pipeline_pb2.SubmitPipelineRequest
     ) -> pipeline_pb2.PipelineStatus | None:
@@ -219,21 +184,6 @@ class PipelineSubmission:
             # Temporal is not asked about a bad request.
             return violations
         return await self._datasets.check(caller, whole)
-
-    async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
-        """Return a step of a pipeline that has ended, if it got this answer before."""
-        record = await self._reader.read(caller, request.pipeline_id)
-        node = next((node for node in record.nodes if node.step.path == request.path), None)
-        if not record.nodes and record.status.root.counts.total:
-            # The code of then did not answer. Nobody knows its steps now.
-            raise temporal_unavailable("the steps of the pipeline cannot be read; call again")
-        if node is None:
-            raise answer_refused(names.STEP_NOT_FOUND, f"there is no step {request.path!r}")
-        if is_repeat(node, request):
-            return node.step
-        if node.answer_id:
-            raise answer_refused(names.STEP_ANSWERED, f"{request.path} has got another answer")
-        raise answer_refused(names.STEP_NOT_WAITING, f"{request.path} waits for no answer: the pipeline has ended")
 
     async def _found(
         self, caller: Caller, id_: str, pipeline: pipeline_pb2.PipelineRequest
