@@ -16,6 +16,8 @@ MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
 MAX_DURATION_SECONDS: Final = 315_576_000_000
 """Maximum of a google.protobuf.Duration: 10,000 years. Code that reads a longer one raises an error."""
+DEPTH: Final = "at most 100 messages deep, which are 33 objects of a Struct"
+"""What protobuf reads, for the descriptions of violations."""
 _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
 MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
 """The form of a model's name."""

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from jobs.field_rules import Violation
+from jobs.field_rules import DEPTH, Violation
 
 M = TypeVar("M", bound=Message)
 
@@ -35,7 +35,7 @@ without its "value", SystemError for half a surrogate pair as the name of an enu
 _NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _WELL_KNOWN: Final = {
-    "google.protobuf.Any": 'an object whose "@type" is a type that is known here, with the JSON of that type',
+    "google.protobuf.Any": f'an object whose "@type" is a type that is known here, with the JSON of that type, {DEPTH}',
     "google.protobuf.Duration": 'a duration in seconds, such as "1.5s"',
     "google.protobuf.Timestamp": 'a time of RFC 3339, such as "2026-11-26T06:00:00Z"',
 }
@@ -61,7 +61,7 @@ def parse(value: dict[str, Any], message: M) -> M:
         return json_format.ParseDict(value, message)
     except _REFUSED as error:
         # What was not found above. The words of the error are protobuf's.
-        raise InvalidFields(f"is no {message.DESCRIPTOR.name} of llm.proto") from error
+        raise InvalidFields(f"is no {message.DESCRIPTOR.name} of llm.proto, {DEPTH}") from error
 
 
 def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violation]:

@@ -957,7 +957,9 @@ class CustomSpec(_message.Message):
     """The name. INVALID_ARGUMENT when no pipeline has it. Required."""
     @_builtins.property
     def input(self) -> _any_pb2.Any:
-        """The input, a message of the type that the pipeline was registered with. At most 64 KiB. Unset: an empty message."""
+        """The input, a message of the type that the pipeline was registered with. At most 64 KiB, and at most 100 messages deep, which are 33
+        objects of a google.protobuf.Struct. Unset: an empty message.
+        """
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from jobs.field_rules import Violation
+from jobs.field_rules import DEPTH, Violation
 from jobs.pipelines import name_of
 from llm_pb import llm_pb2, pipeline_pb2
 from pipelines import refine as refine  # it registers itself
@@ -40,11 +40,13 @@ def check_registered(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
             Violation("pipeline.custom.name", f"must be the name of a registered pipeline, of which there are: {known}")
         ]
     if pipeline.custom.HasField("input"):
-        wrong = [Violation("pipeline.custom.input", f"must be a {found.spec.DESCRIPTOR.full_name}")]
+        rule = f"must be a {found.spec.DESCRIPTOR.full_name}"
         try:
-            return [] if pipeline.custom.input.Unpack(found.spec()) else wrong
+            if pipeline.custom.input.Unpack(found.spec()):
+                return []
         except DecodeError:
-            return wrong
+            rule += f" that can be read: not cut, and {DEPTH}"
+        return [Violation("pipeline.custom.input", rule)]
     return []
 
 
