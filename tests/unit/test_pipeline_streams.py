@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from jobs.pipelines import matches
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from tests.support.scripted_pipelines import ID, EndingFeed, Reader, messages_of, record_of
 
 
@@ -95,3 +95,19 @@ async def test_a_quiet_stream_gives_a_sign_of_life_however_often_its_gateway_ask
             first, *others = [await anext(messages) for _ in range(3)]
     assert first.HasField("status")
     assert [(message.HasField("status"), bool(message.cursor)) for message in others] == [(False, True)] * 2
+
+
+async def test_a_stream_of_an_ended_pipeline_begins_with_what_its_reader_lacks() -> None:
+    """It began with an empty message: who took one message of each connection never saw the end."""
+    ended = record_of(5)
+    ended.status.state = llm_pb2.JOB_STATE_SUCCEEDED
+    ended.nodes.add(version=5).step.path = "outline"
+
+    async def first(after: str) -> pipeline_pb2.StreamPipelineResponse:
+        async with aclosing(messages_of(Reader(ended), after=after)) as messages:
+            async with asyncio.timeout(10):
+                return await anext(messages)
+
+    tree = await first("")
+    assert [step.path for step in tree.steps] == ["outline"]
+    assert (await first(tree.cursor)).status.state == llm_pb2.JOB_STATE_SUCCEEDED

@@ -232,7 +232,8 @@ class _Reading:
             self._sent.add(node)
         # Before the last of them a reader that comes back begins with all of them again.
         self._version = version
-        yield message
+        if message.ByteSize():
+            yield message
 
     def _next_delta(self) -> pipeline_pb2.StreamPipelineResponse:
         piece = self._pieces.popleft()
