@@ -113,9 +113,11 @@ class RequestInterceptor(Interceptor):
             if name in CHECKS:
                 CHECKS[name](current_caller(), request)
             not_text = {violation.field for violation in violations}
-            violations += [violation for violation in VALIDATORS[name](request) if violation.field not in not_text]
-            if name in self._bounds:
-                violations += [item for item in await self._bounds[name](request) if item.field not in not_text]
+            bounds = await self._bounds[name](request) if name in self._bounds else ()
+            # Those of the operator are the narrower ones.
+            told = not_text | {violation.field for violation in bounds}
+            violations += [violation for violation in VALIDATORS[name](request) if violation.field not in told]
+            violations += [violation for violation in bounds if violation.field not in not_text]
             if not violations:
                 return request, None
             # A text that is not UTF-8 was never valid.

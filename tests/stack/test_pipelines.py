@@ -20,6 +20,7 @@ from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import PATIENCE, bad_fields, refusal
+from tests.support.jobs import details_of
 from tests.support.paths import ROOT
 from tests.support.pipelines import REGISTERED, answer, cancel, follow, get, local_activities, new_pipeline, submit
 
@@ -275,6 +276,12 @@ async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:
         "pipeline.total_timeout",
         "pipeline.custom.name",
     }
+    # It had two bounds, of which one was too wide.
+    ages = new_pipeline("essay", total_timeout={"seconds": 100 * 365 * 24 * 3600})
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await submit(pipelines, ages)
+    (violation,) = details_of(refused.value)["BadRequest"].field_violations
+    assert violation.description == "must be at most 7 days, 0:00:00"
     wrong = new_pipeline("essay", Int32Value(value=1))
     assert await bad_fields(submit(pipelines, wrong)) == {"pipeline.custom.input"}
     assert await bad_fields(submit(pipelines, pipeline_pb2.PipelineRequest())) >= {"pipeline.spec"}
