@@ -194,6 +194,8 @@ MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 MEMO_WAITER: Final = "waiter"
 # Set for a job whose id may have had an earlier run, of the same step of a pipeline that had failed.
 MEMO_RERUN: Final = "rerun"
+# Set for a job that closes by itself once its total time is spent, and does not wait for Temporal to end it.
+MEMO_CLOSES_ITSELF: Final = "closes_itself"
 # Of a job that is an item of a batch: when the batch was accepted, which distinguishes the runs of a batch.
 MEMO_BATCH_TIME: Final = "batch_time"
 MEMO_STATUS: Final = "status"

@@ -36,6 +36,8 @@ async def run_job(
     job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
     job.job_class = pipeline.job_class
     within = execution.within(step.path, timeout)
+    # Otherwise the job ends as the time of the pipeline does, which then has timed out and not failed.
+    closes_itself = within < execution.time_left()
     job.timeouts.total.CopyFrom(duration(within))
     if (left := execution.grant(step)) is not None:
         job.budget.CopyFrom(left)
@@ -50,8 +52,9 @@ async def run_job(
         traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
         hash_=execution.hash_,
     )
+    memo = {**start.memo, names.MEMO_CLOSES_ITSELF: True} if closes_itself else start.memo
     arguments = {
-        "memo": {**start.memo, names.MEMO_RERUN: True} if execution.options.resumed else start.memo,
+        "memo": {**memo, names.MEMO_RERUN: True} if execution.options.resumed else memo,
         "search_attributes": start.search_attributes,
         "priority": start.priority,
         "execution_timeout": start.execution_timeout,

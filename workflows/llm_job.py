@@ -18,9 +18,9 @@ How it closes:
 | CANCELLED | Canceled      | only a workflow that Temporal was asked to cancel can close so: after a signal  |
 |           |               | the workflow asks Temporal itself (RequestCancel)                               |
 | FAILED    | Failed        | an ApplicationError; its type is the reason, its detail the partial JobResult   |
-| TIMED_OUT | Timed out     | when the job's total time is spent: the workflow settles the outcome and waits  |
-|           |               | for Temporal to end it; after the limits of queue and run: Failed, because      |
-|           |               | Temporal gives a workflow no way to close itself as timed out                   |
+| TIMED_OUT | Timed out     | when the total time is spent: settles the outcome, waits for Temporal to end it |
+|           | Failed        | after the limits of queue and run, and in a step that has a timeout of its own: |
+|           |               | a workflow cannot close itself as timed out                                     |
 """
 
 import asyncio

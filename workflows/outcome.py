@@ -62,10 +62,11 @@ async def raise_failure(
     """Close the workflow with the error and the partial result: see the table in workflows.llm_job.
 
     Raises CancelledError, for which Temporal must have been asked to cancel, or ApplicationError. Waits for Temporal to
-    end the workflow if its total time is spent.
+    end the workflow if its total time is spent, unless its parent has told it not to.
     """
     if isinstance(error, errors.Cancelled):
         raise CancelledError(str(error))
-    if isinstance(error, errors.TotalTimeout) and total_time.ends_workflow:
+    waits = total_time.ends_workflow and not workflow.memo_value(names.MEMO_CLOSES_ITSELF, False)
+    if isinstance(error, errors.TotalTimeout) and waits:
         await cancellation.wait(lambda: False)
     raise to_application_error(error, *([] if partial is None else [partial]))

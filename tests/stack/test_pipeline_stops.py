@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio import activity, workflow
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -146,6 +146,27 @@ async def test_a_gateway_with_a_wrong_clock_changes_no_time_of_a_pipeline(
     assert root.end_time.ToDatetime(UTC) >= seen.status.expire_time.ToDatetime(UTC)
     started = (await temporal.get_workflow_handle(id_).describe()).start_time
     assert abs(root.start_time.ToDatetime(UTC) - started) < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_step_ends_with_its_job_when_its_own_time_is_over(
+    pipelines: Any, stub: LlmServiceStub, temporal: Client, own: bool
+) -> None:
+    """It ended once Temporal had ended the job's workflow, up to a minute later. Where the pipeline's time is over, the
+    pipeline has not failed."""
+    pipeline = new_pipeline("refine", total_timeout=None if own else {"seconds": 3})
+    pipeline.refine.topic = "rain"
+    pipeline.refine.models.update(write="idle", critique="structured")
+    if own:
+        pipeline.refine.step_timeouts["write"].FromSeconds(2)
+    seen = await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)
+    assert seen.status.state == (llm_pb2.JOB_STATE_FAILED if own else llm_pb2.JOB_STATE_TIMED_OUT)
+    assert reason_of(seen.status.root.error) == "TOTAL_TIMEOUT"
+    if own:
+        id_ = seen.steps["rounds/1/write"].workflow_id
+        job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=PATIENCE)
+        assert (job.status.state, reason_of(job.status.error)) == (llm_pb2.JOB_STATE_TIMED_OUT, "TOTAL_TIMEOUT")
+        assert (await temporal.get_workflow_handle(id_).describe()).status == WorkflowExecutionStatus.FAILED
 
 
 async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> None:
