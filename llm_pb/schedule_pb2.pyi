@@ -103,8 +103,9 @@ class Schedule(_message.Message):
     overlap: Global___OverlapPolicy.ValueType
     """What a run does while the one before has not ended. A run has ended when its job has. Default: OVERLAP_POLICY_SKIP."""
     pause_on_failure: _builtins.bool
-    """Whether the schedule pauses itself after a run that was refused, or whose job failed or timed out. A run
-    of TriggerSchedule does not pause it.
+    """Whether the schedule pauses itself after a run that was refused, or whose job failed or timed out. Temporal notices the end of a run
+    before it starts the next one, and when GetSchedule asks: until then ListSchedules shows the schedule as not paused. A run of
+    OVERLAP_POLICY_ALLOW_ALL pauses nothing.
     """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:

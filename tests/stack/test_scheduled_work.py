@@ -1,5 +1,6 @@
 """Schedules that start batches and pipelines: each run is one, with an id of its time, and ends with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.support.batches import lines_of, to_jsonl
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.files import bad_fields, delete, new_file, refusal, upload
 from tests.support.pipelines import get, new_pipeline
-from tests.support.schedules import create, ended, new_schedule, trigger, until
+from tests.support.schedules import PATIENCE, create, ended, new_schedule, trigger, until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -93,6 +94,20 @@ async def test_a_pipeline_that_fails_or_is_overtaken_is_shown(schedules: Any) ->
     (first,) = ended(await until(schedules, id_, ended))
     assert first.state == llm_pb2.JOB_STATE_CANCELLED
     await trigger(schedules, id_)
+
+
+async def test_a_run_that_was_triggered_and_failed_has_paused_its_schedule_when_it_is_read(
+    schedules: Any, temporal: Client
+) -> None:
+    """Temporal looks at a run that has ended when it is asked, and its first answer was of before."""
+    id_ = await create(schedules, of_pipeline("broken", Struct(), pause_on_failure=True))
+    await trigger(schedules, id_)
+    query = f"TemporalScheduledById = '{id_}' AND ExecutionStatus = 'Failed'"
+    async with asyncio.timeout(PATIENCE):
+        while not [run async for run in temporal.list_workflows(query)]:  # noqa: ASYNC110  nothing notifies
+            await asyncio.sleep(0.1)
+    response = await schedules.GetSchedule(schedule_pb2.GetScheduleRequest(schedule_id=id_))
+    assert (response.status.paused, len(ended(response.status))) == (True, 1)
 
 
 def reason_of_run(run: schedule_pb2.ScheduleRun) -> str:

@@ -112,6 +112,10 @@ class ScheduleService:
         """Return a schedule. Raises like ScheduleReader.get()."""
         found = await self._reader.get(caller, id_)
         status = await self._reader.status(found.description)
+        if _may_pause(found.action.schedule, status):
+            # Temporal looks at a run that has ended when it is asked, and answers before it has paused the schedule.
+            found = await self._reader.get(caller, id_)
+            status = await self._reader.status(found.description)
         return schedule_pb2.GetScheduleResponse(schedule=found.action.schedule, status=status)
 
     async def update(self, caller: Caller, id_: str, schedule: schedule_pb2.Schedule) -> schedule_pb2.ScheduleStatus:
@@ -221,6 +225,12 @@ class ScheduleService:
 
     async def _hash_for(self, tenant: str) -> Hash | None:
         return None if self._encryption is None else await self._encryption.search_hash(tenant)
+
+
+def _may_pause(schedule: schedule_pb2.Schedule, status: schedule_pb2.ScheduleStatus) -> bool:
+    """Return whether the last run of a schedule has failed that pauses then, and has not paused."""
+    failed = bool(status.recent_runs) and status.recent_runs[-1].failures_in_a_row > 0
+    return schedule.pause_on_failure and failed and not status.paused
 
 
 def _refused(error: RPCError) -> Exception:
