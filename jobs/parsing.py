@@ -61,7 +61,7 @@ def parse(value: dict[str, Any], message: M) -> M:
         return json_format.ParseDict(value, message)
     except _REFUSED as error:
         # What was not found above. The words of the error are protobuf's.
-        raise InvalidFields(f"is no {message.DESCRIPTOR.name} of llm.proto, {DEPTH}") from error
+        raise InvalidFields(f"is no {message.DESCRIPTOR.name} of llm.proto: it may be {DEPTH}") from error
 
 
 def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violation]:
