@@ -31,6 +31,8 @@ async def main() -> None:
         lost = metrics.meter(__package__).create_counter(
             "llm.audit.lost", unit="{record}", description="Audit records that could not be stored."
         )
+        # An alert sees the first one that is lost only if there was a sample before.
+        lost.add(0)
         authenticators = await open_authenticators(settings, readiness)
         async with (
             beside(keep_refreshing(authenticators)),

@@ -44,12 +44,11 @@ def test_every_panel_leads_to_a_section_of_the_runbook() -> None:
 
 
 def test_every_symptom_of_the_runbook_is_seen_by_an_alert_or_a_panel() -> None:
-    """But for what no metric of the suite shows."""
     symptoms = RUNBOOK.read_text().partition("\n## Diagnose\n")[2].partition("\n## ")[0]
     headings = re.findall(r"^### (.+)$", symptoms, re.MULTILINE)
     described = {heading.lower().replace(" ", "-") for heading in headings}
     urls = [*links_of_alerts().values(), *(panel["links"][0]["url"] for panel in panels())]
-    assert described - {url.partition("#")[2] for url in urls} == {"a-disk-is-full"}
+    assert described <= {url.partition("#")[2] for url in urls}
 
 
 def test_all_links_can_lead_elsewhere(tmp_path: Path) -> None:

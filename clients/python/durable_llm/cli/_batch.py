@@ -15,6 +15,7 @@ from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
+from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
 
@@ -81,9 +82,10 @@ def run(
     come_back = "The upload has ended. The same command goes on with it."
     try:
         with connection.connect() as client, interruptible():
-            started = client.batches.start(
-                lines, user_id=user_of(user, connection.settings), request_id=request_id or "", **fields
-            )
+            with Progress(quiet=quiet):
+                started = client.batches.start(
+                    lines, user_id=user_of(user, connection.settings), request_id=request_id or "", **fields
+                )
             come_back = f"{started.batch_id} goes on. The same command comes back to it."
             say(started.batch_id)
             status = started

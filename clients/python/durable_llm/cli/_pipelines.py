@@ -15,6 +15,7 @@ from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
+from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
 
@@ -92,9 +93,10 @@ def run(
     again = f"It may have been accepted. Run it again with --request-id {fields['request_id']} to find it."
     from durable_llm.errors import Unavailable
 
+    progress = Progress(quiet=quiet)
     with connection.connect() as client:
         try:
-            with interruptible():
+            with interruptible(), progress:
                 started = client.pipelines.submit(**{key: value for key, value in fields.items() if value is not None})
         except KeyboardInterrupt:
             raise Interrupted(again) from None

@@ -21,6 +21,7 @@ from durable_llm.cli._options import (
     read_text,
     sampling_options,
 )
+from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write, write_json, write_line
 from durable_llm.cli._text import say
 
@@ -93,9 +94,10 @@ def submit(
     again = f"It may have been accepted. Submit it again with --request-id {request.request_id} to find it."
     from durable_llm.errors import Unavailable
 
+    progress = Progress(quiet=quiet)
     with connection.connect() as client:
         try:
-            with interruptible():
+            with interruptible(), progress:
                 job = client.submit(request)
         except KeyboardInterrupt:
             raise Interrupted(again) from None
