@@ -29,9 +29,9 @@ _Waiting = tuple[llm_pb2.JobRequest, "asyncio.Future[internal_pb2.JobOptions | N
 class Admission:
     """Admits the jobs of the steps of one pipeline.
 
-    A workflow task lasts until its local activities have ended, and each of them runs the code of the workflow once
-    more and adds an event to the history. So the jobs of a fan-out that begin at the same time share one. What takes
-    longer, or fails and may succeed later, is tried again by an activity that is not local.
+    An activity runs the code of the workflow once more and adds events to the history. So the jobs of a fan-out that
+    begin at the same time share one. Where that fails, each is admitted by itself. The activities of earlier pipelines
+    were local: see PATCH_ORDERED.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,8 @@ class Admission:
         if self.together and (chosen := await self._with_others(job)) is not None:
             return chosen
         longest = min(within, _LONGEST)
+        if workflow.patched(names.PATCH_ORDERED):
+            return await _admitted(job, longest)
         try:
             return await workflow.execute_local_activity(
                 activities.admit_step,
@@ -59,13 +61,7 @@ class Admission:
         except FailureError as error:
             if _is_final(error) or not workflow.patched(names.PATCH_ADMITS_LATER):
                 raise
-        return await workflow.execute_activity(
-            activities.admit_step,
-            job,
-            schedule_to_close_timeout=longest,
-            start_to_close_timeout=ADMISSION,
-            retry_policy=_RETRIES,
-        )
+        return await _admitted(job, longest)
 
     async def _with_others(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions | None:
         """Return the options of a job; None where it is alone, is refused, or cannot be checked now."""
@@ -93,6 +89,16 @@ class Admission:
                     chosen.set_result(options)
 
 
+async def _admitted(job: llm_pb2.JobRequest, longest: timedelta) -> internal_pb2.JobOptions:
+    return await workflow.execute_activity(
+        activities.admit_step,
+        job,
+        schedule_to_close_timeout=longest,
+        start_to_close_timeout=ADMISSION,
+        retry_policy=_RETRIES,
+    )
+
+
 def _is_final(error: FailureError) -> bool:
     """Return whether no further attempt of a local activity would succeed, or none is wanted.
 
@@ -103,8 +109,10 @@ def _is_final(error: FailureError) -> bool:
 
 async def _options_of(jobs: list[llm_pb2.JobRequest]) -> list[internal_pb2.JobOptions | None]:
     request = internal_pb2.AdmitStepsRequest(jobs=jobs)
+    ordered = workflow.patched(names.PATCH_ORDERED)
+    execute = workflow.execute_activity if ordered else workflow.execute_local_activity
     try:
-        answer = await workflow.execute_local_activity(
+        answer = await execute(
             activities.admit_steps,
             request,
             schedule_to_close_timeout=ADMISSION,

@@ -74,7 +74,9 @@ async def _recall(
     if not execution.options.resumed:
         return None
     id_ = f"{execution.id}/{step.path}"
-    result = await workflow.execute_local_activity(
+    ordered = workflow.patched(names.PATCH_ORDERED)
+    execute = workflow.execute_activity if ordered else workflow.execute_local_activity
+    result = await execute(
         activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
     )
     execution.room.add(result)

@@ -20,16 +20,16 @@ _ASKING: Final = timedelta(minutes=1)
 async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.PipelineResult:
     """Return usage and counts of a child that has failed. Empty where nobody knows them.
 
-    A child that was cancelled, or that Temporal has ended with its time, returns nothing. It is asked by a local
+    A child that was cancelled, or that Temporal has ended with its time, returns nothing. It is asked by an
     activity, which a cancel does not reach: what the step has used is known only then.
     """
     if isinstance(error.cause, ApplicationError):
         return _told(error.cause)
     if not workflow.patched(names.PATCH_LEFT_USAGE):
         return pipeline_pb2.PipelineResult()
-    asking = workflow.start_local_activity(
-        activities.left_usage, child_id, schedule_to_close_timeout=_ASKING, start_to_close_timeout=_ASKING
-    )
+    ordered = workflow.patched(names.PATCH_ORDERED)
+    start = workflow.start_activity if ordered else workflow.start_local_activity
+    asking = start(activities.left_usage, child_id, schedule_to_close_timeout=_ASKING, start_to_close_timeout=_ASKING)
     while not asking.done():
         try:
             await workflow.wait_condition(asking.done)

@@ -24,7 +24,10 @@ _ONCE: Final = RetryPolicy(maximum_attempts=1)
 
 
 async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ended: Callable[[], bool]) -> None:
-    """Publish the tree and the status whenever they have changed, until the pipeline has ended."""
+    """Publish the tree and the status whenever they have changed, until the pipeline has ended.
+
+    A change does not wait for one before that takes long.
+    """
     published, last = 0, workflow.now() - _PUBLISH_EVERY
     # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
     # command may depend on it.
@@ -32,6 +35,9 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
     # A replay may get the ends of two local activities at once that came one after the other, if a query was answered
     # meanwhile. So no command may follow from the end of this one.
     at_once = workflow.patched(names.PATCH_PACED_AT_ONCE)
+    ordered = workflow.patched(names.PATCH_ORDERED)
+
+    publishing: workflow.ActivityHandle[None] | None = None
 
     def changed() -> bool:
         return tree.version > published or has_ended()
@@ -39,6 +45,9 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
     while True:
         await workflow.wait_condition(changed)
         if has_ended():
+            if ordered and publishing is not None:
+                # The feed is forgotten after it.
+                await workflow.wait_condition(publishing.done)
             return
         if not paced and (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
             await workflow.sleep(early)
@@ -50,9 +59,10 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
             activities.publish_pipeline, change, start_to_close_timeout=_LOCAL, retry_policy=_ONCE
         )
         pause = asyncio.create_task(workflow.sleep(_pause(len(tree.nodes)))) if at_once else None
-        await workflow.wait_condition(publishing.done)
         # A reader that misses it asks Temporal.
-        publishing.exception()
+        publishing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not ordered:
+            await workflow.wait_condition(publishing.done)
         if pause is not None:
             await _until(pause, has_ended)
         elif paced:

@@ -2,11 +2,14 @@
 
 import asyncio
 import uuid
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from temporalio import activity
-from temporalio.client import Client, WorkflowHandle
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
+from temporalio.service import RPCError
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
@@ -104,3 +107,83 @@ async def test_a_query_while_local_activities_run_does_not_keep_a_pipeline_from_
         workflows=[LLMPipelineWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
     )
     await replayer.replay_workflow(history)
+
+
+@pipeline("crossing", StringValue, StringValue)
+async def crossing(llm: Pipeline, text: StringValue) -> StringValue:
+    """Run jobs beside activities, so that what each of them waits for ends at any time."""
+
+    async def part(part: Pipeline, number: int) -> None:
+        for round_ in range(3):
+            if (number + round_) % 2:
+                await part.step(f"shout{round_}", "Shout", text.value, task_queue=QUEUE, result_type=str)
+            else:
+                await part.generate(f"write{round_}", model="docstrings", prompt=text.value)
+
+    await llm.map("parts", range(20), part, limit=6)
+    return text
+
+
+@activity.defn(name=names.ACTIVITY_ADMIT_STEP)
+async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+    return internal_pb2.JobOptions()
+
+
+@activity.defn(name=names.ACTIVITY_ADMIT_STEPS)
+async def admit_steps(request: internal_pb2.AdmitStepsRequest) -> internal_pb2.AdmitStepsResponse:
+    return internal_pb2.AdmitStepsResponse(options=[internal_pb2.JobOptions()], numbers=[0] * len(request.jobs))
+
+
+@activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
+async def publish(change: internal_pb2.PipelineChange) -> None:
+    """Nobody follows."""
+
+
+@activity.defn(name=names.ACTIVITY_FORGET_FEED)
+async def forget(*_: Any) -> None:
+    """There is no feed."""
+
+
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
+class Job:
+    """A job that ends at once."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+        return llm_pb2.JobResult(output="x", finish_reason=llm_pb2.FINISH_REASON_STOP)
+
+
+async def test_a_pipeline_that_is_asked_all_the_time_can_be_replayed(temporal: Client) -> None:
+    """A query may end a workflow task before a local activity of it has told the code that it has ended."""
+    request = pipeline_pb2.PipelineRequest(user_id="u", request_id=uuid.uuid4().hex)
+    request.custom.name = "crossing"
+    request.custom.input.Pack(StringValue(value="rain"))
+    async with Worker(
+        temporal,
+        task_queue=QUEUE,
+        plugins=[WorkerVersioning(None)],
+        workflows=[LLMPipelineWorkflow, Job],
+        activities=[shout, admit_step, admit_steps, publish, forget],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    ):
+        handle = await temporal.start_workflow(
+            names.PIPELINE_WORKFLOW_TYPE,
+            internal_pb2.PipelineRun(pipeline=request),
+            id=f"llmpipe-u-{request.request_id}",
+            task_queue=QUEUE,
+        )
+
+        async def ask() -> None:
+            while True:
+                with suppress(RPCError, WorkflowQueryFailedError):
+                    await handle.query(names.QUERY_GET_RECORD, result_type=internal_pb2.PipelineRecord)
+
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(ask()) for _ in range(3)]
+            await handle.result()
+            for task in asking:
+                task.cancel()
+    replayer = Replayer(
+        workflows=[LLMPipelineWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
+    )
+    await replayer.replay_workflow(await handle.fetch_history())

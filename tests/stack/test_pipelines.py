@@ -22,7 +22,7 @@ from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import PATIENCE, bad_fields, refusal
 from tests.support.jobs import details_of
 from tests.support.paths import ROOT
-from tests.support.pipelines import REGISTERED, answer, cancel, follow, get, local_activities, new_pipeline, submit
+from tests.support.pipelines import REGISTERED, activities, answer, cancel, follow, get, new_pipeline, submit
 
 NEEDS_ANSWER = pipeline_pb2.STEP_STATE_NEEDS_ANSWER
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
@@ -176,7 +176,7 @@ async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(
         assert job.result.output.encode() == seen.outputs[path] != b""
     events = (await temporal.get_workflow_handle(id_).fetch_history()).events
     # All were admitted at once.
-    called = local_activities(events)
+    called = activities(events)
     assert (called[names.ACTIVITY_ADMIT_STEPS], called[names.ACTIVITY_ADMIT_STEP]) == (1, 0)
     # Each was asked once, although the first one that ends ends the fan-out.
     requests = [

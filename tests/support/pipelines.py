@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -57,13 +56,12 @@ async def answer(stub: Any, id_: str, path: str, answer_id: str, *, approved: bo
     return (await stub.AnswerStep(request, timeout=PATIENCE)).step
 
 
-def local_activities(events: Iterable[HistoryEvent]) -> Counter[str]:
-    """Return how often a workflow has called each of its local activities."""
-    markers = (event.marker_recorded_event_attributes for event in events)
+def activities(events: Iterable[HistoryEvent]) -> Counter[str]:
+    """Return how often a workflow has called each of its activities that are not local."""
     return Counter(
-        json.loads(marker.details["data"].payloads[0].data)["activity_type"]
-        for marker in markers
-        if marker.marker_name == "core_local_activity"
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in events
+        if event.HasField("activity_task_scheduled_event_attributes")
     )
 
 

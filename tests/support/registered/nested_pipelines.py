@@ -123,12 +123,15 @@ async def hasty(llm: Pipeline, topic: StringValue) -> StringValue:
 
 @pipeline("lingering", Int32Value, batch_pb2.BatchStatus)
 async def lingering(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
-    """Run a batch of so many short lines and a long one."""
+    """Run a batch of so many short lines and a long one, and ask whether it is whole."""
     lines = [
         llm_pb2.JobRequest(request_id=f"line-{number}", prompt=f"Line {number}.", params={"max_tokens": tokens})
         for number, tokens in enumerate([*[4] * count.value, 8000])
     ]
-    return await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(model="docstrings"))
+    status = await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(model="docstrings"))
+    # A batch may end with its window, a moment before its pipeline.
+    await llm.approve("whole", "Is it whole?")
+    return status
 
 
 @pipeline("nesting", Struct, StringValue)
