@@ -273,8 +273,8 @@ PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 PATCH_SKEWED_FILES: Final = "counts-files-of-skewed-clocks"
 # A trained model is removed with its last version.
 PATCH_REMOVED_MODELS: Final = "removes-models"
-# No command of a pipeline follows from the end of a local activity. A query may delay that end to the next workflow
-# task, and a replay gets it in the one before, so that commands would come in another order.
+# No command of a pipeline or a ledger follows from the end of a local activity. A query may delay that end to the next
+# workflow task, and a replay gets it in the one before, so that commands would come in another order.
 PATCH_ORDERED: Final = "orders-commands"
 # A step of a pipeline fails that asks nothing.
 PATCH_ASKS_SOMETHING: Final = "asks-something"

@@ -44,6 +44,7 @@ _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
 _CHECK_INTERVAL: Final = timedelta(seconds=10)
 _IDLE_CHECK_INTERVAL: Final = timedelta(minutes=10)
+_CHECK_TIMEOUT: Final = timedelta(seconds=30)
 """Time between two checks that no Reserve asks for."""
 _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
@@ -244,11 +245,14 @@ class LLMLedgerWorkflow:
         now = workflow.now()
         self._next_check = now + self._settings.check_interval.ToTimedelta()
         checked = [*self._slots][:_MAX_CHECKED]
+        ordered = workflow.patched(names.PATCH_ORDERED)
+        execute = workflow.execute_activity if ordered else workflow.execute_local_activity
         try:
-            found = await workflow.execute_local_activity(
+            found = await execute(
                 activities.find_ended_jobs,
                 internal_pb2.FindEndedJobsRequest(workflow_ids=checked),
-                start_to_close_timeout=timedelta(seconds=30),
+                schedule_to_close_timeout=_CHECK_TIMEOUT,
+                start_to_close_timeout=_CHECK_TIMEOUT,
                 retry_policy=RetryPolicy(maximum_attempts=1),
             )
         except FailureError:

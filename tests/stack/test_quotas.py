@@ -16,6 +16,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient, RetryPolicy
@@ -27,7 +28,7 @@ from payload_converter import data_converter
 from tests.support import pipelines
 from tests.support.credentials import CallsAs, bearer
 from tests.support.jobs import details_of, new_job
-from tests.support.ledgers import lease_in_a_check, reserve_with_a_failing_check, start_ledger
+from tests.support.ledgers import ask_while_checking, lease_in_a_check, reserve_with_a_failing_check, start_ledger
 from tests.support.quotas import (
     PATIENCE,
     Installation,
@@ -42,6 +43,7 @@ from tests.support.quotas import (
     until_accepted,
 )
 from tests.support.scrapes import Scrape, scrape, scrape_until
+from workflows.llm_ledger import LLMLedgerWorkflow
 
 SLOW = {"requests_per_second": 0.01, "request_burst": 3}
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
@@ -509,6 +511,15 @@ async def test_a_check_that_fails_changes_nothing(temporal: Client) -> None:
     """It failed the Reserve that had asked for it, and the ledger itself where none had."""
     refused, usage, _ = await reserve_with_a_failing_check(temporal, f"unchecked-{uuid.uuid4().hex[:8]}")
     assert (refused, usage.slots) == (["llmjob-a-c"], 1)
+
+
+async def test_a_ledger_that_is_asked_all_the_time_can_be_replayed(temporal: Client) -> None:
+    """A query may end a workflow task before its local activity has told the code that it has ended."""
+    id_ = await ask_while_checking(temporal, f"asked-{uuid.uuid4().hex[:8]}")
+    replayer = Replayer(
+        workflows=[LLMLedgerWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
+    )
+    await replayer.replay_workflow(await temporal.get_workflow_handle(id_).fetch_history())
 
 
 async def test_a_lease_that_waits_for_a_check_keeps_no_slot_of_a_batch_that_ends_meanwhile(temporal: Client) -> None:

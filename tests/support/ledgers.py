@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
@@ -121,6 +122,32 @@ async def reserve_with_a_failing_check(
             )
         usage = await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
     return [*answer.refused], usage, ledger.id
+
+
+async def ask_while_checking(temporal: Client, tenant: str) -> str:
+    """Reserve slots of a ledger that checks others each time, while it is asked what is used. Return its id."""
+
+    @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
+    async def find_ended_jobs(_: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
+        return internal_pb2.FindEndedJobsResponse()
+
+    async with _ledger(temporal, tenant, find_ended_jobs) as ledger, asyncio.TaskGroup() as group:
+
+        async def ask() -> None:
+            while True:
+                with suppress(RPCError, WorkflowQueryFailedError):
+                    await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
+
+        async def reserve(name: str) -> None:
+            for number in range(10):
+                request = internal_pb2.ReserveRequest(workflow_ids=[f"llmjob-{name}-{number}"], limit=3)
+                await ledger.execute_update(names.UPDATE_RESERVE, request, result_type=internal_pb2.ReserveResponse)
+
+        asking = [group.create_task(ask()) for _ in range(3)]
+        await asyncio.gather(*(reserve(name) for name in "abcd"))
+        for task in asking:
+            task.cancel()
+    return ledger.id
 
 
 async def _has_handled_a_signal(ledger: WorkflowHandle[Any, Any]) -> bool:
