@@ -36,7 +36,6 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
     # meanwhile. So no command may follow from the end of this one.
     at_once = workflow.patched(names.PATCH_PACED_AT_ONCE)
     ordered = workflow.patched(names.PATCH_ORDERED)
-
     publishing: workflow.ActivityHandle[None] | None = None
 
     def changed() -> bool:

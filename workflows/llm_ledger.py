@@ -44,10 +44,10 @@ _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
 _CHECK_INTERVAL: Final = timedelta(seconds=10)
 _IDLE_CHECK_INTERVAL: Final = timedelta(minutes=10)
-_CHECK_TIMEOUT: Final = timedelta(seconds=30)
 """Time between two checks that no Reserve asks for."""
+_CHECK_TIMEOUT: Final = timedelta(seconds=30)
 _MAX_CHECKED: Final = 100
-"""Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
+"""Maximum number of jobs that a check asks about. Reserve waits for the check."""
 _LEAST_LEASES: Final = 4
 """Number of leases that are left for others where a batch could use all."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -111,7 +111,7 @@ async def test_a_query_while_local_activities_run_does_not_keep_a_pipeline_from_
 
 @pipeline("crossing", StringValue, StringValue)
 async def crossing(llm: Pipeline, text: StringValue) -> StringValue:
-    """Run jobs beside activities, so that what each of them waits for ends at any time."""
+    """Run jobs beside activities: either may end at any time."""
 
     async def part(part: Pipeline, number: int) -> None:
         for round_ in range(3):
@@ -154,7 +154,7 @@ class Job:
 
 
 async def test_a_pipeline_that_is_asked_all_the_time_can_be_replayed(temporal: Client) -> None:
-    """A query may end a workflow task before a local activity of it has told the code that it has ended."""
+    """A query may end a workflow task before the code has got the result of a local activity."""
     request = pipeline_pb2.PipelineRequest(user_id="u", request_id=uuid.uuid4().hex)
     request.custom.name = "crossing"
     request.custom.input.Pack(StringValue(value="rain"))

@@ -514,7 +514,7 @@ async def test_a_check_that_fails_changes_nothing(temporal: Client) -> None:
 
 
 async def test_a_ledger_that_is_asked_all_the_time_can_be_replayed(temporal: Client) -> None:
-    """A query may end a workflow task before its local activity has told the code that it has ended."""
+    """A query may end a workflow task before the code has got the result of a local activity."""
     id_ = await ask_while_checking(temporal, f"asked-{uuid.uuid4().hex[:8]}")
     replayer = Replayer(
         workflows=[LLMLedgerWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
