@@ -1,13 +1,16 @@
 """Chooses the TCP ports of the stack, all on the loopback interface."""
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import cycle
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from deploy.local.errors import PortTaken
 from deploy.local.settings import StackSettings
@@ -48,13 +51,13 @@ def require_free(port: int, name: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port without a listener, outside the ephemeral range, that was not returned before.
+    """Return a port without a listener, outside the ephemeral range, that was not returned before to a running process.
 
     A client that retries while its server is down must not get the server's port as its own: it would connect to
     itself, and the server could not restart. So the port lies below the range that the system assigns to outgoing
     connections.
     """
-    return next(port for port in _candidates() if _is_free(port))
+    return next(port for port in _candidates() if _claim(port) and _is_free(port))
 
 
 @cache
@@ -67,6 +70,22 @@ def _candidates() -> Iterator[int]:
     ports = range(10_000, _first_ephemeral_port())
     start = random.randrange(len(ports))
     return cycle([*ports[start:], *ports[:start]])
+
+
+def _claim(port: int) -> bool:
+    """Keep a port from other processes of the user until this one ends; return False if another has it."""
+    try:
+        # A lock of one byte, which the system releases.
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _claims() -> IO[bytes]:
+    # It stays open: a process loses its locks with the first descriptor of the file that it closes.
+    return Path(tempfile.gettempdir(), f"durable-llm-ports-{os.getuid()}").open("ab")
 
 
 def _first_ephemeral_port() -> int:
