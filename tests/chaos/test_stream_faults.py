@@ -28,7 +28,16 @@ from tests.support.stacks import FAST, stack_settings
 from tests.support.watchers import watch_anywhere, watch_in_pieces, when_output_reaches
 
 TOKENS = 400
-PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
+LONG = 4 * TOKENS
+"""Number of tokens of a job that is not half done when a broker has come back on a busy machine."""
+
+
+def params(tokens: int) -> dict[str, Any]:
+    """Return the sampling parameters of an output of so many tokens."""
+    return {"temperature": 0.0, "max_tokens": tokens, "min_tokens": tokens}
+
+
+PARAMS = params(TOKENS)
 CACHE = llm_pb2.AnswerCache(ttl=Duration(seconds=600))
 
 
@@ -39,6 +48,8 @@ class Breakable(NamedTuple):
     stub: LlmServiceStub
     expected: bytes
     """Output of an uninterrupted run of the job that submit() starts."""
+    tokens: int = TOKENS
+    """Number of its tokens."""
 
     @property
     def nats(self) -> Process:
@@ -52,7 +63,13 @@ class Breakable(NamedTuple):
 
     async def submit(self, **changes: Any) -> str:
         """Start the job again and return its id."""
-        return (await self.stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=PARAMS, **changes)))).workflow_id
+        job = new_job(params=params(self.tokens), **changes)
+        return (await self.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+
+    async def longer(self) -> "Breakable":
+        """Return the same stack with a job that takes longer."""
+        seen = await run_job(self.stub, new_job(params=params(LONG)))
+        return self._replace(expected=seen.output, tokens=LONG)
 
     def check(self, watchers: list[Seen], attempts: int = 1) -> None:
         """Check that every watcher holds the whole output without a rewind, and that the result has the same output."""
@@ -61,7 +78,7 @@ class Breakable(NamedTuple):
             assert seen.output == self.expected
             assert seen.rewinds == 0
             assert seen.final.result.output.encode() == self.expected
-            assert seen.final.result.metadata.output_tokens == TOKENS
+            assert seen.final.result.metadata.output_tokens == self.tokens
             assert seen.final.status.attempt >= attempts
 
     async def whole_again(self) -> None:
@@ -110,6 +127,7 @@ async def test_a_killed_gateways_watchers_go_on_at_another(broken: Breakable) ->
 
 async def test_the_feeds_broker_dies_and_comes_back(broken: Breakable) -> None:
     """When NATS restarts on its store after SIGKILL, output continues live without a wrong byte or a rewind."""
+    broken = await broken.longer()
     id_ = await broken.submit()
     early = asyncio.create_task(watch(broken.stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(broken.stub, id_, random.Random(0)))
