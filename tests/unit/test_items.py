@@ -176,10 +176,18 @@ async def test_the_engine_may_join_the_tokens_of_a_tenth_of_a_second(engine: Eng
         return ended
 
     ended = await ActivityEnvironment().run(run)
-    first, second = noting.intervals
-    seconds = ended.result.metadata.engine_time.ToTimedelta().total_seconds()
-    assert (first, second) == (1, int(100 / seconds * 0.1))
-    assert second > 1
+    pace = Pace()
+    pace.note(ended.result.metadata)
+    assert noting.intervals == [1, pace.held_back]
+
+
+@pytest.mark.parametrize(("tokens", "joined"), [(0, 1), (1, 1), (3, 3), (11, 4), (39, 4), (50, 5), (400, 40)])
+def test_a_slow_engine_joins_a_few_tokens_of_at_most_a_second(tokens: int, joined: int) -> None:
+    """Each Output costs the worker as much as several tokens cost it."""
+    pace, metadata = Pace(), llm_pb2.ResultMetadata(output_tokens=10 * tokens)
+    metadata.engine_time.FromSeconds(10)
+    pace.note(metadata)
+    assert pace.held_back == joined
 
 
 async def test_an_item_that_has_ended_is_not_blamed_for_what_another_does_to_its_worker(engine: Engine) -> None:

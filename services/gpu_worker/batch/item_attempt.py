@@ -15,6 +15,8 @@ from services.gpu_worker.seats import Seat
 LOG_SECONDS: Final = 0.1
 """Time for which tokens are held back. So much of an output is generated again after a kill, three times that at most:
 they wait in the engine, in the attempt and in the log."""
+_FEW_TOKENS: Final = 4
+"""Number of tokens that a slow engine joins all the same, if they take at most a second."""
 
 
 class Pace:
@@ -30,8 +32,8 @@ class Pace:
 
     @property
     def held_back(self) -> int:
-        """Number of tokens of an item that come while its output is held back; at least 1."""
-        return max(int(self._tokens_per_second * LOG_SECONDS), 1)
+        """Number of tokens of an item that come while its output is held back, or a few; at least 1."""
+        return max(int(self._tokens_per_second * LOG_SECONDS), min(int(self._tokens_per_second), _FEW_TOKENS), 1)
 
 
 class ItemAttempt(Attempt):

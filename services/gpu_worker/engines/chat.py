@@ -43,9 +43,9 @@ class PromptEncoder:
         check_room(len(ids), self._context_tokens)
         return list(ids)
 
-    def _text_ids(self, text: str) -> list[int]:
+    def _text_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self._check_size(text)
-        ids: list[int] = self._tokenizer(text)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def _chat_ids(self, messages: Sequence[llm_pb2.ChatMessage]) -> list[int]:
@@ -61,13 +61,14 @@ class PromptEncoder:
         turns = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in messages]
         render = partial(self._tokenizer.apply_chat_template, turns, add_generation_prompt=True)
         try:
-            if self._longest is not None:
-                # A template may leave out parts of a message, so only the rendered text shows the size.
-                self._check_size(render(tokenize=False))
-            ids: list[int] = render(return_dict=False)
+            if self._longest is None:
+                ids: list[int] = render(return_dict=False)
+                return ids
+            text = render(tokenize=False)
         except TemplateError as error:
             raise UnsupportedParams(f"messages: the model's chat template refuses them: {error}") from error
-        return ids
+        # A template may leave out parts of a message, so only the rendered text shows the size.
+        return self._text_ids(text, add_special_tokens=False)
 
     def _check_size(self, text: str) -> None:
         """Raise PromptTooLong for a text that cannot fit, whatever its tokens are. Tokenising it would take long."""

@@ -7,13 +7,14 @@ middle of a character or of a stop text.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import CannotContinue, Output
 
 Decode = Callable[[Sequence[int]], str]
-"""Decodes token ids to text. Invalid UTF-8 becomes U+FFFD, and special tokens are left out."""
+"""Decodes token ids to text. Invalid UTF-8 becomes U+FFFD."""
 
 STOP: Final = llm_pb2.FINISH_REASON_STOP
 LENGTH: Final = llm_pb2.FINISH_REASON_LENGTH
@@ -27,6 +28,19 @@ MOST_REPLACEMENTS: Final = 3
 CONTEXT_TOKENS: Final = 5
 # Maximum number of tokens that are decoded again, where no token ends together with a character.
 WINDOW_TOKENS: Final = 32
+
+
+def decoder(tokenizer: Any, *, skip_special_tokens: bool = True) -> Decode:
+    """Return the decoding of a transformers tokenizer, without its cleaning of spaces, which changes earlier text.
+
+    Each token is decoded twice, so the Rust part of a tokenizer is called directly: transformers' checks of the
+    arguments take three times as long.
+    """
+    # Tokenizers written in Python have no backend.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
+    return partial(backend.decode, skip_special_tokens=skip_special_tokens)
 
 
 class Detokenizer:

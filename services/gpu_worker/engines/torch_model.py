@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm_pb import llm_pb2
+from services.gpu_worker.engines.output_text import Decode, decoder
 from services.gpu_worker.engines.torch_batch import check_model
 from services.gpu_worker.engines.torch_sampling import WITH_MODEL_DEFAULT
 
@@ -43,21 +44,15 @@ class LoadedModel:
     defaults: dict[str, Any]
     """The model's own sampling parameters, from its generation_config.json."""
     gpu: llm_pb2.GpuInfo
+    decode: Decode
+    """Returns the text of tokens, special ones left out."""
+    decode_token: Decode
+    """Returns the text of tokens as logprobs show it, special or not."""
 
     @property
     def vocab_size(self) -> int:
         """Number of scores of each token. Some of them may belong to no token."""
         return int(self.model.config.get_text_config().vocab_size)
-
-    def decode(self, ids: Any) -> str:
-        """Return the text of tokens, special ones left out."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    def decode_token(self, ids: Any) -> str:
-        """Return a token's text as logprobs show it, special or not."""
-        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
 
 
 def load_model(path: str, options: TorchOptions) -> LoadedModel:
@@ -86,6 +81,8 @@ def load_model(path: str, options: TorchOptions) -> LoadedModel:
         ),
         defaults={name: changed[name] for name in WITH_MODEL_DEFAULT if changed.get(name) is not None},
         gpu=gpu_info(device),
+        decode=decoder(tokenizer),
+        decode_token=decoder(tokenizer, skip_special_tokens=False),
     )
 
 

@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 # vllm reads these when it is imported. The operator's own values take precedence.
@@ -37,7 +36,7 @@ from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.chat import PromptEncoder
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
-from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter
+from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter, decoder
 from services.gpu_worker.engines.structured_guard import PACE_STEPS, Member, StructuredGuard
 from services.gpu_worker.engines.vllm_options import engine_arguments, gpu_info, new_guard
 from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
@@ -98,6 +97,8 @@ class VllmEngine:
         self._prompts = await asyncio.to_thread(
             PromptEncoder, llm.get_tokenizer(), self.context_tokens, self._special_tokens_in_messages
         )
+        self._decode = decoder(llm.get_tokenizer())
+        self._decode_token = decoder(llm.get_tokenizer(), skip_special_tokens=False)
         await self._learn_pace(llm)
         self._watch = asyncio.create_task(self._watch_over(llm))
 
@@ -108,7 +109,7 @@ class VllmEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
         llm, job, resumed = self._alive(), generation.job, generation.resume_token_ids
-        prompt, writer, ended = await asyncio.to_thread(self._prepare, llm, generation)
+        prompt, writer, ended = await asyncio.to_thread(self._prepare, generation)
         if ended is not None:
             yield ended
             return
@@ -129,7 +130,7 @@ class VllmEngine:
                         if member.ended:
                             raise UnsupportedParams(f"params.{form} {self._guard.reason()}")
                         member.decoding = True
-                        output = self._output(llm, writer, request.outputs[0], job.params)
+                        output = self._output(writer, request.outputs[0], job.params)
                         yield replace(output, cached_prompt_tokens=request.num_cached_tokens or 0)
                         if output.finish_reason is not None:
                             return
@@ -231,12 +232,11 @@ class VllmEngine:
             self._end(self._guard.check())
         self.dead.set()
 
-    def _prepare(self, llm: AsyncLLM, generation: Generation) -> tuple[list[int], OutputWriter, Output | None]:
+    def _prepare(self, generation: Generation) -> tuple[list[int], OutputWriter, Output | None]:
         job, resumed = generation.job, generation.resume_token_ids
-        decode = partial(llm.get_tokenizer().decode, skip_special_tokens=True)
         prompt = self._prompts.ids(job)
         room = generation.room(len(prompt), self.context_tokens)
-        writer = OutputWriter(decode, prompt, job.params, self._end_ids, room)
+        writer = OutputWriter(self._decode, prompt, job.params, self._end_ids, room)
         if resumed:
             self._check_continues(job.params)
         return prompt, writer, writer.resume(resumed, generation.resume_text)
@@ -274,17 +274,14 @@ class VllmEngine:
         except ValueError as error:
             raise UnsupportedParams(f"params: {error}") from error
 
-    def _output(
-        self, llm: AsyncLLM, writer: OutputWriter, made: CompletionOutput, params: llm_pb2.SamplingParams
-    ) -> Output:
+    def _output(self, writer: OutputWriter, made: CompletionOutput, params: llm_pb2.SamplingParams) -> Output:
         if made.finish_reason not in (None, "stop", "length"):
             raise EngineFailed(f"vLLM ended the generation: {made.finish_reason}")
         tokens = list(made.token_ids)
         logprobs = []
         if made.logprobs is not None:
-            decode = llm.get_tokenizer().decode
             logprobs = [
-                token_logprobs(place, token, params.logprobs, decode)
+                token_logprobs(place, token, params.logprobs, self._decode_token)
                 for place, token in zip(made.logprobs, tokens, strict=True)
             ]
         return writer.write(tokens, logprobs, {"stop": STOP, "length": LENGTH}.get(made.finish_reason or ""))
