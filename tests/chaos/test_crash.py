@@ -22,7 +22,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.engines import vllm_variable
 from tests.support.jobs import Seen, new_job, run_job, watch
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import FAST, SOON_LOST, stack_settings
 from tests.support.watchers import watch_in_pieces, when_output_reaches
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
@@ -63,7 +63,7 @@ async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     worker = {**FAST["gpu-worker"], "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
     if engine != "simulated":
         worker["GPU_WORKER_ENGINE_OPTIONS"] = '{"threads": 1}' if engine == "torch" else vllm_variable()
-    gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
+    gateway = {**FAST["gateway"], **SOON_LOST}
     settings = stack_settings(tmp_path_factory.mktemp(f"crash-{engine}"), engine=engine, gpu_workers=2)
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     async with (

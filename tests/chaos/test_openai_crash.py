@@ -24,7 +24,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.stack.test_openai import MODEL, openai_client
 from tests.support.receivers import Receiver
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import FAST, SOON_LOST, stack_settings
 
 VICTIMS: Final = ("gateway", "gpu-worker", "http", "nats", "notifier", "temporal")
 SEED: Final = int(os.environ.get("CHAOS_SEED", "0"))
@@ -81,7 +81,7 @@ async def crashing(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory)
         **FAST,
         "gateway": {
             **FAST["gateway"],
-            "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S",
+            **SOON_LOST,
             "GATEWAY_NOTIFY_MAX_DURATION": "PT10M",
             "GATEWAY_NOTIFY_MAX_INTERVAL": "PT1S",
         },

@@ -24,7 +24,7 @@ from jobs.stages import QUEUED
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import Seen, new_job, run_job, until_message, watch
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import FAST, SOON_LOST, stack_settings
 from tests.support.watchers import watch_anywhere, watch_in_pieces, when_output_reaches
 
 TOKENS = 400
@@ -90,7 +90,7 @@ class Breakable(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def broken(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Breakable]:
-    gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
+    gateway = {**FAST["gateway"], **SOON_LOST}
     settings = stack_settings(tmp_path_factory.mktemp("faults"), gpu_workers=2)
     # With one slot a busy worker does not poll. A suspended worker that polls would hold a job until a timeout.
     worker = {**FAST["gpu-worker"], "GPU_WORKER_MAX_CONCURRENT": "1"}

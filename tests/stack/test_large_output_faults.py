@@ -22,7 +22,7 @@ from tests.support.deletions import delete as delete_job
 from tests.support.encryption import Keys
 from tests.support.files import PATIENCE, delete, download, new_file, objects, sha256, until, until_gone, upload
 from tests.support.jobs import Seen, new_job, run_job, watch
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import FAST, SOON_LOST, stack_settings
 from tests.support.watchers import when_output_reaches
 
 INLINE_BYTES = 1024 * 1024
@@ -71,7 +71,7 @@ async def one(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Files]:
         "gateway": {
             **FAST["gateway"],
             **keys,
-            "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S",
+            **SOON_LOST,
             "GATEWAY_FILE_SWEEP_INTERVAL": "PT1S",
             "GATEWAY_FILE_SWEEP_AGE": "PT5S",
             "GATEWAY_MODELS": """[{"name": "docstrings", "context_tokens": 8000000, "max_output_tokens": 8000,

@@ -20,7 +20,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gpu_worker.engines.engine import Abandons, CannotContinue, Engine, Generation
 from tests.stack.test_openai_engine import LENGTH, job, new_engine, outputs, provider, text_of
 from tests.support.jobs import new_job, run_job, watch
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import FAST, SOON_LOST, stack_settings
 from tests.support.versions import until
 from tests.support.watchers import watch_in_pieces, when_output_reaches
 
@@ -311,7 +311,7 @@ async def relay(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Async
         "GPU_WORKER_MODEL_PATH": "docstrings",
         "GPU_WORKER_SHUTDOWN_GRACE": "PT0S",
     }
-    gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
+    gateway = {**FAST["gateway"], **SOON_LOST}
     settings = stack_settings(tmp_path_factory.mktemp("relay"), engine="openai", gpu_workers=2)
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     environment = {**FAST, "gateway": gateway, "gpu-worker": worker}

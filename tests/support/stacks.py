@@ -58,6 +58,8 @@ FAST = {
 The heartbeat timeout keeps its default. On a busy machine a live worker can be silent for seconds, and with a shorter
 timeout the test would see one attempt more. Tests that kill workers shorten it and expect no exact number of attempts.
 """
+SOON_LOST = {"GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S", "GATEWAY_RETRY_ATTEMPTS": "10"}
+"""Settings of a gateway whose jobs soon leave a dead worker, and sometimes a live one that is kept waiting."""
 
 
 def stack_settings(folder: Any, **changes: Any) -> StackSettings:
