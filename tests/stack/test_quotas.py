@@ -27,6 +27,7 @@ from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import data_converter
 from tests.support import pipelines
 from tests.support.credentials import CallsAs, bearer
+from tests.support.files import until
 from tests.support.jobs import details_of, new_job
 from tests.support.ledgers import ask_while_checking, lease_in_a_check, reserve_with_a_failing_check, start_ledger
 from tests.support.quotas import (
@@ -83,6 +84,10 @@ async def gateways(installation: Installation) -> AsyncIterator[list[TenantGatew
 @pytest.fixture
 def gateway(gateways: list[TenantGateway]) -> TenantGateway:
     return gateways[0]
+
+
+async def is_unused(gateway: TenantGateway, tenant: str) -> bool:
+    return await gateway.used(tenant) == 0
 
 
 async def refused(call: Any) -> dict[str, Any]:
@@ -157,7 +162,8 @@ async def test_two_gateways_accept_exactly_the_quota(temporal: Client, gateways:
         assert {each.status for each in found} == {WorkflowExecutionStatus.RUNNING}
         assert await is_refused(stubs[0])
         await end(temporal, stubs[1], accepted)
-        assert await gateways[0].used("racing") == 0
+        # On a busy machine a slot may be free some time after its job has ended.
+        await until(lambda: is_unused(gateways[0], "racing"))
 
 
 async def test_a_ledger_that_continues_in_mid_race_loses_nothing(

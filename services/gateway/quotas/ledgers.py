@@ -218,16 +218,16 @@ class SlotReleases:
     async def release(self, ledger: str, job_id: str, output_tokens: int, reservation: int = 0) -> None:
         """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.
 
-        `reservation` is as in ReleaseRequest.reservations. A failure is logged: a check of the ledger finds it.
+        `reservation` is as in ReleaseRequest.reservations. Where Temporal is slow it is released some time later. A
+        failure is logged: a check of the ledger finds it.
         """
         if ledger not in self._groups:
             commit = partial(self._release_group, ledger)
             self._groups[ledger] = GroupCommit(commit, max_group=_MAX_GROUP, max_waiting=_MAX_RELEASES)
-        try:
-            async with asyncio.timeout(_RELEASE_TIMEOUT.total_seconds()):
-                await self._groups[ledger].add(_Job(job_id, output_tokens, reservation))
-        except Exception as error:  # noqa: BLE001  # no job must fail for it
-            _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
+        adding = asyncio.create_task(self._groups[ledger].add(_Job(job_id, output_tokens, reservation)))
+        adding.add_done_callback(partial(_note_failure, ledger, job_id))
+        # It stays in its group after that: the next check of the ledger may be ten minutes away.
+        await asyncio.wait({adding}, timeout=_RELEASE_TIMEOUT.total_seconds())
 
     async def _release_group(self, ledger: str, jobs: Sequence[_Job]) -> Sequence[None]:
         request = internal_pb2.ReleaseRequest(
@@ -238,6 +238,11 @@ class SlotReleases:
         handle = self._client.get_workflow_handle(ledger)
         await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
         return [None] * len(jobs)
+
+
+def _note_failure(ledger: str, job_id: str, adding: "asyncio.Task[None]") -> None:
+    if not adding.cancelled() and (error := adding.exception()) is not None:
+        _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
 
 
 class LedgerActivities:

@@ -1,0 +1,46 @@
+"""The slot of a job that has ended is released, however slow Temporal is."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from temporalio.client import Client
+
+from llm_pb import internal_pb2
+from services.gateway.quotas import ledgers
+from services.gateway.quotas.ledgers import SlotReleases
+
+
+class _Temporal:
+    """Takes a signal when the test lets it."""
+
+    def __init__(self) -> None:
+        self.released: list[str] = []
+        self.may_end = asyncio.Semaphore(0)
+
+    def get_workflow_handle(self, _: str) -> "_Temporal":
+        return self
+
+    async def signal(self, _: str, request: internal_pb2.ReleaseRequest, **__: Any) -> None:
+        await self.may_end.acquire()
+        self.released += request.workflow_ids
+
+
+async def test_a_slot_that_waits_for_its_group_is_released_after_its_job_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was dropped from the group with its job, and the tenant had a slot less for up to ten minutes."""
+    monkeypatch.setattr(ledgers, "_RELEASE_TIMEOUT", timedelta(seconds=0.05))
+    temporal = _Temporal()
+    releases = SlotReleases(cast("Client", temporal))
+    for number in range(3):
+        await releases.release("ledger", f"job-{number}", 0)
+    assert temporal.released == []
+    # The first job's signal, and that of the group behind it.
+    temporal.may_end.release()
+    temporal.may_end.release()
+    async with asyncio.timeout(60):
+        while len(temporal.released) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert temporal.released == ["job-0", "job-1", "job-2"]
