@@ -90,7 +90,7 @@ async def watch(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> Seen:
 
 async def run_job(stub: llm_pb2_grpc.LlmServiceStub, job: llm_pb2.JobRequest) -> Seen:
     """Submit a job and watch it to its end."""
-    response = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=20)
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE_SECONDS)
     return await watch(stub, response.workflow_id)
 
 
