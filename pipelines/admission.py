@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2, llm_pb2
 
 from workflows import activities
+from workflows.ordered_activities import start_in_order
 
 ADMISSION: Final = timedelta(minutes=1)
 """Maximum time of an attempt to check a step and to choose its options."""
@@ -109,10 +110,8 @@ def _is_final(error: FailureError) -> bool:
 
 async def _options_of(jobs: list[llm_pb2.JobRequest]) -> list[internal_pb2.JobOptions | None]:
     request = internal_pb2.AdmitStepsRequest(jobs=jobs)
-    ordered = workflow.patched(names.PATCH_ORDERED)
-    execute = workflow.execute_activity if ordered else workflow.execute_local_activity
     try:
-        answer = await execute(
+        answer = await start_in_order(
             activities.admit_steps,
             request,
             schedule_to_close_timeout=ADMISSION,

@@ -17,6 +17,7 @@ from pipelines.admission import ADMISSION
 from pipelines.execution import Execution
 from pipelines.step import Step
 from workflows import activities
+from workflows.ordered_activities import start_in_order
 
 
 async def run_job(
@@ -74,9 +75,7 @@ async def _recall(
     if not execution.options.resumed:
         return None
     id_ = f"{execution.id}/{step.path}"
-    ordered = workflow.patched(names.PATCH_ORDERED)
-    execute = workflow.execute_activity if ordered else workflow.execute_local_activity
-    result = await execute(
+    result = await start_in_order(
         activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
     )
     execution.room.add(result)

@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
 
 from workflows import activities
+from workflows.ordered_activities import start_in_order
 
 _ASKING: Final = timedelta(minutes=1)
 
@@ -27,9 +28,9 @@ async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.Pipe
         return _told(error.cause)
     if not workflow.patched(names.PATCH_LEFT_USAGE):
         return pipeline_pb2.PipelineResult()
-    ordered = workflow.patched(names.PATCH_ORDERED)
-    start = workflow.start_activity if ordered else workflow.start_local_activity
-    asking = start(activities.left_usage, child_id, schedule_to_close_timeout=_ASKING, start_to_close_timeout=_ASKING)
+    asking = start_in_order(
+        activities.left_usage, child_id, schedule_to_close_timeout=_ASKING, start_to_close_timeout=_ASKING
+    )
     while not asking.done():
         try:
             await workflow.wait_condition(asking.done)
@@ -39,7 +40,6 @@ async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.Pipe
     try:
         return asking.result()
     except FailureError:
-        # A local activity raises what has failed it, in no ActivityError.
         if not workflow.patched(names.PATCH_FAILED_ASKING):
             raise
         return pipeline_pb2.PipelineResult()

@@ -39,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import activities
 from workflows.counted_files import CountedFiles
 from workflows.ledger_slots import Slot, Slots
+from workflows.ordered_activities import start_in_order
 
 _MAX_UPDATES: Final = 1000
 _START_TIMEOUT: Final = timedelta(minutes=1)
@@ -245,10 +246,8 @@ class LLMLedgerWorkflow:
         now = workflow.now()
         self._next_check = now + self._settings.check_interval.ToTimedelta()
         checked = [*self._slots][:_MAX_CHECKED]
-        ordered = workflow.patched(names.PATCH_ORDERED)
-        execute = workflow.execute_activity if ordered else workflow.execute_local_activity
         try:
-            found = await execute(
+            found = await start_in_order(
                 activities.find_ended_jobs,
                 internal_pb2.FindEndedJobsRequest(workflow_ids=checked),
                 schedule_to_close_timeout=_CHECK_TIMEOUT,
@@ -256,7 +255,6 @@ class LLMLedgerWorkflow:
                 retry_policy=RetryPolicy(maximum_attempts=1),
             )
         except FailureError:
-            # A local activity raises what has failed it, in no ActivityError.
             if not workflow.patched(names.PATCH_FAILED_CHECKS):
                 raise
             # The next check asks again.
