@@ -995,6 +995,7 @@ class StepStatus(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path: names in a-z, 0-9, _ and -, with "/" between them: "rounds/2/critique". Unique in its pipeline, and the same in every
     message about the step. At most 100 characters. Empty: the root, which is the pipeline.
@@ -1016,6 +1017,10 @@ class StepStatus(_message.Message):
     queued: _builtins.bool
     """Whether the step waits for a worker: one that runs code of the operator's or trains, and that no worker has at the moment. Of the
     moment, as `training`.
+    """
+    approved: _builtins.bool
+    """The answer that the step has got: whether the pipeline may do what it asks for. Unset before, for other steps, and for a pipeline that
+    was answered by a gateway of an earlier version.
     """
     @_builtins.property
     def counts(self) -> _common_pb2.WorkCounts:
@@ -1071,12 +1076,15 @@ class StepStatus(_message.Message):
         kind: Global___StepKind.ValueType = ...,
         training: Global___TrainingProgress | None = ...,
         queued: _builtins.bool = ...,
+        approved: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "training", b"training", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "approved", b"approved", "counts", b"counts", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "training", b"training", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "kind", b"kind", "path", b"path", "question", b"question", "queued", b"queued", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "training", b"training", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "approved", b"approved", "counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "kind", b"kind", "path", b"path", "question", b"question", "queued", b"queued", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "training", b"training", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__approved: _TypeAlias = _typing.Literal["approved"]  # noqa: Y015
+    _WhichOneofArgType__approved: _TypeAlias = _typing.Literal["_approved", b"_approved"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__approved) -> _WhichOneofReturnType__approved | None: ...
 
 Global___StepStatus: _TypeAlias = StepStatus  # noqa: Y015
 

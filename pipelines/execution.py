@@ -227,7 +227,10 @@ class Execution:
             node.answer_id, node.approved = request.answer_id, request.approved
             self._answers[request.path] = request.approved
             self.tree.answered(request.path)
-            self.tree.change(request.path).summary_json = f'{{"approved": {str(request.approved).lower()}}}'
+            step = self.tree.change(request.path)
+            step.approved = request.approved
+            # Clients of earlier versions find the answer here.
+            step.summary_json = f'{{"approved": {str(request.approved).lower()}}}'
         return node.step
 
     def record(self) -> internal_pb2.PipelineRecord:

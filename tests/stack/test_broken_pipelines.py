@@ -179,6 +179,7 @@ async def test_of_ten_answers_at_once_one_counts(pipelines: Any) -> None:
     assert len(taken) == 1
     assert refused <= {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.UNAVAILABLE}
     again = await answer(pipelines, id_, path, f"answer-{taken[0]}", approved=False)
+    assert (again.HasField("approved"), again.approved) == (True, False)
     assert again.summary_json == '{"approved": false}'
 
 

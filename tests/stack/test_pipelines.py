@@ -106,7 +106,7 @@ async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any)
     refused = await refusal(answer(pipelines, id_, "review", "a", approved=True))
     assert refused == ("FAILED_PRECONDITION", names.STEP_NOT_WAITING)
     given = await answer(pipelines, id_, path, "a", approved=True)
-    assert given.summary_json == '{"approved": true}'
+    assert (given.approved, given.summary_json) == (True, '{"approved": true}')
 
     async def repeat() -> None:
         """The same answer is no error. Another one is, whatever its id."""

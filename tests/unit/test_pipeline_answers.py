@@ -1,6 +1,7 @@
 """The questions of pipelines, and their answers: many at once, and those that come as the pipeline ends."""
 
 import asyncio
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from durable_llm.cli._follow_pipeline import described
 from jobs import names
 from jobs.errors import reason_of
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
@@ -20,6 +22,7 @@ from services.gateway.effects import Effects
 from services.gateway.errors import ApiError
 from services.gateway.pipelines.answers import StepAnswers
 from services.gateway.pipelines.reader import PipelineReader
+from services.http.console.pipeline_view import Node
 
 CALLER = Caller("", "", frozenset())
 MOST = 10
@@ -107,3 +110,22 @@ async def test_a_step_does_not_ask_nothing(monkeypatch: pytest.MonkeyPatch, ques
     monkeypatch.setattr(workflow, "patched", lambda _: True)
     with pytest.raises(ValueError, match="a question must not be empty"):
         await Execution(internal_pb2.PipelineRun()).ask(Step("ask"), question, None)
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_step_says_how_it_was_answered(monkeypatch: pytest.MonkeyPatch, approved: bool) -> None:
+    monkeypatch.setattr(workflow, "info", lambda: SimpleNamespace(workflow_id="llmpipe-alice-1"))
+    execution = Execution(internal_pb2.PipelineRun())
+    execution.tree.begin("ask", datetime(2026, 1, 1, tzinfo=UTC), pipeline_pb2.STEP_KIND_APPROVAL)
+    execution.tree.ask("ask", "Go on?")
+    assert not execution.record().nodes[0].step.HasField("approved")
+    execution.answer(pipeline_pb2.AnswerStepRequest(path="ask", answer_id="a", approved=approved))
+    step = execution.record().nodes[0].step
+    assert (step.HasField("approved"), step.approved) == (True, approved)
+    shown = "approved" if approved else "declined"
+    # The summary repeats the answer for clients of earlier versions.
+    assert described(step, "ask") == f"ask RUNNING {shown} Go on?"
+    assert Node(step).summary == [("", shown)]
+    step.summary_json = '{"by": "alice"}'
+    assert described(step, "ask") == f'ask RUNNING {shown} {{"by": "alice"}} Go on?'
+    assert Node(step).summary == [("", shown), ("by", "alice")]

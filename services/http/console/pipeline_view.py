@@ -79,13 +79,20 @@ class Node:
 
     @property
     def summary(self) -> Sequence[tuple[str, str]]:
-        """What the pipeline notes of the step: names and values."""
+        """The answer that the step has got, and what the pipeline notes of the step: names and values."""
+        answer = [("", "approved" if self.step.approved else "declined")] if self.step.HasField("approved") else []
+        return answer + self._noted()
+
+    def _noted(self) -> list[tuple[str, str]]:
         try:
             noted = json.loads(self.step.summary_json or "{}")
         except ValueError:
             noted = None
         if not isinstance(noted, dict):
             return [("", self.step.summary_json)]
+        if self.step.HasField("approved") and noted == {"approved": self.step.approved}:
+            # The answer is shown in words.
+            return []
         return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in noted.items()]
 
 

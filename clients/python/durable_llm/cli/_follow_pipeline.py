@@ -134,8 +134,18 @@ def described(step: "StepStatus", name: str, *, kind: bool = False) -> str:
             parts.append(f"loss {training.loss:.4f} {training.tokens_per_second:.0f} tokens/s")
     if step.counts.total:
         parts.append(f"{step.counts.succeeded}/{step.counts.total}")
-    parts += [part for part in (step.summary_json, step.question) if part]
+    if step.HasField("approved"):
+        parts.append("approved" if step.approved else "declined")
+    if step.summary_json and not _is_answer(step):
+        parts.append(step.summary_json)
+    if step.question:
+        parts.append(step.question)
     return " ".join(parts) + error_of(step)
+
+
+def _is_answer(step: "StepStatus") -> bool:
+    """Return whether the summary of a step repeats its answer alone."""
+    return step.HasField("approved") and step.summary_json == f'{{"approved": {str(step.approved).lower()}}}'
 
 
 def error_of(step: "StepStatus") -> str:
