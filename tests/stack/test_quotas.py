@@ -16,7 +16,6 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient, RetryPolicy
@@ -43,6 +42,7 @@ from tests.support.quotas import (
     submit,
     until_accepted,
 )
+from tests.support.replays import replay
 from tests.support.scrapes import Scrape, scrape, scrape_until
 from workflows.llm_ledger import LLMLedgerWorkflow
 
@@ -522,10 +522,7 @@ async def test_a_check_that_fails_changes_nothing(temporal: Client) -> None:
 async def test_a_ledger_that_is_asked_all_the_time_can_be_replayed(temporal: Client) -> None:
     """A query may end a workflow task before the code has got the result of a local activity."""
     id_ = await ask_while_checking(temporal, f"asked-{uuid.uuid4().hex[:8]}")
-    replayer = Replayer(
-        workflows=[LLMLedgerWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
-    )
-    await replayer.replay_workflow(await temporal.get_workflow_handle(id_).fetch_history())
+    await replay(temporal.get_workflow_handle(id_), LLMLedgerWorkflow)
 
 
 async def test_a_lease_that_waits_for_a_check_keeps_no_slot_of_a_batch_that_ends_meanwhile(temporal: Client) -> None:

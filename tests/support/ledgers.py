@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
-from temporalio.service import RPCError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
 from jobs.ids import ledger_workflow_id
 from llm_pb import internal_pb2
+from tests.support.replays import asked
 from workflows.llm_ledger import LLMLedgerWorkflow
 
 PATIENCE: Final = 60
@@ -131,22 +131,15 @@ async def ask_while_checking(temporal: Client, tenant: str) -> str:
     async def find_ended_jobs(_: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
         return internal_pb2.FindEndedJobsResponse()
 
-    async with _ledger(temporal, tenant, find_ended_jobs) as ledger, asyncio.TaskGroup() as group:
-
-        async def ask() -> None:
-            while True:
-                with suppress(RPCError, WorkflowQueryFailedError):
-                    await ledger.query(names.QUERY_GET_USAGE, result_type=internal_pb2.LedgerUsage)
+    async with _ledger(temporal, tenant, find_ended_jobs) as ledger:
 
         async def reserve(name: str) -> None:
             for number in range(10):
                 request = internal_pb2.ReserveRequest(workflow_ids=[f"llmjob-{name}-{number}"], limit=3)
                 await ledger.execute_update(names.UPDATE_RESERVE, request, result_type=internal_pb2.ReserveResponse)
 
-        asking = [group.create_task(ask()) for _ in range(3)]
-        await asyncio.gather(*(reserve(name) for name in "abcd"))
-        for task in asking:
-            task.cancel()
+        async with asked(ledger, names.QUERY_GET_USAGE):
+            await asyncio.gather(*(reserve(name) for name in "abcd"))
     return ledger.id
 
 
