@@ -25,7 +25,7 @@ _PATIENCE: Final = timedelta(seconds=2)
 _PAUSE: Final = timedelta(seconds=1)
 """Pause after a look-up that failed."""
 _RECENT: Final = timedelta(minutes=1)
-"""Time for which `available` is False after a failed look-up."""
+"""Time for which `problem` tells of a failed look-up."""
 _THREADS: Final = 8
 """Threads that read the key store. They are not the process's, because a network file system may block them all."""
 
@@ -77,9 +77,10 @@ class DataKeys:
         self._threads = ThreadPoolExecutor(_THREADS, "key-store")
 
     @property
-    def available(self) -> bool:
-        """Whether no key was unavailable within the last minute."""
-        return not any(time.monotonic() - failure.at < _RECENT.total_seconds() for failure in self._failures.values())
+    def problem(self) -> str | None:
+        """Why a key was unavailable within the last minute, by the latest failure. None if none was."""
+        failures = self._failed_lately(_RECENT).values()
+        return str(max(failures, key=lambda failure: failure.at).error) if failures else None
 
     async def current(self, tenant: str) -> DataKey:
         """Return the tenant's key of this month, creating it if there is none. Raises KeysUnavailable.

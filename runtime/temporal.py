@@ -112,12 +112,12 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     if settings.version is not None:
         readiness.describe(version=settings.version.to_canonical_string())
+    if encryption is not None:
+        readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
+        await encryption.wait_for_keys()
     readiness.need("temporal", "does not answer", ready)
     namespace = _Namespace(connected)
     readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)
-    if encryption is not None:
-        readiness.want("keys", "of encrypted content are not all available", lambda: encryption.keys.available)
-        await encryption.wait_for_keys()
     while True:
         plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True), WorkerVersioning(settings.version)]
         if tls_paths(profile):

@@ -1,6 +1,7 @@
 """Encryption at rest by itself: keys, ciphers, the codec, and what it refuses."""
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import Runtime
 
 from encryption import DataKeys, Encryption, KeyDeleted, KeysUnavailable, is_hash, open_encryption
 from encryption.cipher import Cipher, KeyId, checked_tenant
@@ -28,6 +30,8 @@ from encryption.settings import EncryptionSettings
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError, data_converter
 from payload_converter.encryption import EncryptingCodec, encrypting
+from runtime.health import Readiness
+from runtime.temporal import connect
 from runtime.tenants import check_tenant
 from tests.support.commands import run
 from tests.support.encryption import Keys
@@ -421,12 +425,40 @@ async def test_last_months_key_is_used_while_no_new_one_can_be_wrapped(keys: Key
     ring, keys.ring = keys.ring, ""
     now += timedelta(minutes=2)
     assert (await process.current("t")).key_id == old.key_id
-    assert not process.available
+    assert process.problem is not None
+    assert "keyring.json is not as docs/encryption.md says" in process.problem
     keys.ring = ring
     async with asyncio.timeout(60):
         while (await process.current("t")).key_id.month != "2026-02":  # noqa: ASYNC110  # the service is asked again
             await asyncio.sleep(0.2)
-    assert process.available
+    assert process.problem is None
+
+
+@pytest.mark.parametrize("keyring", ["lacks", "has another"])
+async def test_a_service_that_starts_with_a_wrong_keyring_names_the_key(
+    keys: Keys, keyring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of Temporal, which it has not asked yet."""
+    await keys.data_keys().current("")
+    ring = json.loads(keys.ring)
+    id_ = ring["current"]
+    if keyring == "lacks":
+        keys.ring = json.dumps({"current": "k2", "keys": {"k2": ring["keys"][id_]}})
+        problem = f"has no key-encryption key '{id_}'"
+    else:
+        keys.ring = json.dumps({"current": id_, "keys": {id_: base64.b64encode(os.urandom(32)).decode()}})
+        problem = f"the key-encryption key '{id_}' is not the one that wrapped"
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    readiness = Readiness("test")
+    connecting = asyncio.create_task(connect(Runtime.default(), readiness, keys.encryption()))
+    try:
+        async with asyncio.timeout(60):
+            while problem not in (answer := await asyncio.to_thread(readiness.readyz))["degraded"].get("keys", ""):
+                assert not connecting.done()
+        assert answer["missing"] == {"process": "is starting"}
+    finally:
+        connecting.cancel()
+        await asyncio.wait([connecting])
 
 
 @pytest.mark.parametrize("outage", ["away", "hanging"])
