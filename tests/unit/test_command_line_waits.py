@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from google.rpc import code_pb2, error_details_pb2
 
 from durable_llm.cli._run import durable_llm
+from durable_llm.cli._submitting import submitting
+from durable_llm.errors import API_ERRORS, Unavailable
 from llm_pb import file_pb2, llm_pb2, pipeline_pb2
 from llm_pb.file_pb2_grpc import FileServiceServicer, add_FileServiceServicer_to_server
 from llm_pb.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
@@ -88,3 +90,19 @@ def test_a_command_that_waits_for_room_says_so_once(address: str, command: list[
 def test_quiet_is_quiet(address: str) -> None:
     ended = CliRunner().invoke(durable_llm, ["submit", "--quiet", "--model", "docstrings", "x", "--address", address])
     assert (ended.exit_code, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("AUDIT_UNAVAILABLE", "Submit it again with --request-id r.\n"),
+        ("TEMPORAL_UNAVAILABLE", "It may have been accepted. Submit it again with --request-id r to find it.\n"),
+    ],
+)
+def test_a_submission_that_the_gateway_refused_was_not_accepted(
+    capsys: pytest.CaptureFixture[str], reason: str, said: str
+) -> None:
+    error = API_ERRORS[reason]("no", grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(Unavailable), submitting("Submit", "r"):
+        raise error
+    assert capsys.readouterr().err == said

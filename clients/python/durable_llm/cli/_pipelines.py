@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from durable_llm.cli._connection import Connection
-from durable_llm.cli._exits import CommandError, Interrupted
+from durable_llm.cli._exits import CommandError
 from durable_llm.cli._follow_pipeline import as_fields, described, error_of, follow_pipeline, state_of
-from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
 from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
 from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_json, write_line
+from durable_llm.cli._submitting import submitting
 from durable_llm.cli._text import age, say, visible
 
 if TYPE_CHECKING:
@@ -90,19 +90,10 @@ def run(
         "total_timeout": timeout,
         "budget": {"output_tokens": output_tokens} if output_tokens is not None else None,
     }
-    again = f"It may have been accepted. Run it again with --request-id {fields['request_id']} to find it."
-    from durable_llm.errors import Unavailable
-
     progress = Progress(quiet=quiet)
     with connection.connect() as client:
-        try:
-            with interruptible(), progress:
-                started = client.pipelines.submit(**{key: value for key, value in fields.items() if value is not None})
-        except KeyboardInterrupt:
-            raise Interrupted(again) from None
-        except Unavailable:
-            say(again)
-            raise
+        with submitting("Run", fields["request_id"]), progress:
+            started = client.pipelines.submit(**{key: value for key, value in fields.items() if value is not None})
         if detach:
             write_line(started.pipeline_id)
             return

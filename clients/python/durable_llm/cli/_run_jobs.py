@@ -6,9 +6,7 @@ from typing import Any
 import click
 
 from durable_llm.cli._connection import Connection
-from durable_llm.cli._exits import Interrupted
 from durable_llm.cli._follow import follow, wait
-from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import content_of, job_for, target_of
 from durable_llm.cli._options import (
     NAME,
@@ -23,6 +21,7 @@ from durable_llm.cli._options import (
 )
 from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write, write_json, write_line
+from durable_llm.cli._submitting import submitting
 from durable_llm.cli._text import say
 
 
@@ -91,19 +90,10 @@ def submit(
     if cache is not None:
         fields["cache"] = {"ttl": cache}
     request = job_for(connection, params=params, timeout=timeout, notify=targets, **content, **fields)
-    again = f"It may have been accepted. Submit it again with --request-id {request.request_id} to find it."
-    from durable_llm.errors import Unavailable
-
     progress = Progress(quiet=quiet)
     with connection.connect() as client:
-        try:
-            with interruptible(), progress:
-                job = client.submit(request)
-        except KeyboardInterrupt:
-            raise Interrupted(again) from None
-        except Unavailable:
-            say(again)
-            raise
+        with submitting("Submit", request.request_id), progress:
+            job = client.submit(request)
         if not watch:
             if as_json:
                 write_json({"workflowId": job.workflow_id})
