@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
@@ -110,8 +111,8 @@ def setting_problems(error: ValidationError | SettingsError, settings: Collectio
     if isinstance(error, ValidationError):
         prefix = prefixes.get(error.title, "")
         return [
-            f"{_variable(prefix, problem['loc']) or error.title}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+            f"{_variable(prefix, problem['loc']) or error.title}: {_message(problem)}"
+            for problem in error.errors(include_url=False, include_input=False)
         ]
     # The error names only the field. Its cause has the reason.
     field = re.search(r'field "(\w+)"', str(error))
@@ -121,6 +122,17 @@ def setting_problems(error: ValidationError | SettingsError, settings: Collectio
         if field is not None and field[1] in kind.model_fields
     ]
     return [f"{' or '.join(names) or error}: is no JSON: {error.__cause__}"]
+
+
+def _message(problem: ErrorDetails) -> str:
+    """Return the message of pydantic, or a clearer one where it speaks of Python and not of a variable."""
+    match problem:
+        case {"type": "model_type"}:
+            return "is no JSON object"
+        case {"type": "too_short", "ctx": {"field_type": "Value", "min_length": least}}:
+            # A secret, whose characters pydantic takes for items.
+            return f"must have at least {least} character{'s' if least > 1 else ''}"
+    return problem["msg"]
 
 
 def _variable(prefix: str, place: tuple[int | str, ...]) -> str:

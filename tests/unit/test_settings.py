@@ -70,6 +70,25 @@ def test_a_secret_that_is_refused_is_not_shown(
     assert name.partition("_")[2].lower() in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("GATEWAY_AUDIT", "", "must have at least 1 character"),
+        ("GATEWAY_PAGE_TOKEN_KEY", "short", "must have at least 16 characters"),
+        ("GATEWAY_CANARY", "", "is no JSON object"),
+        ("GATEWAY_CANARY", '{"interval": ', "is no JSON object"),
+    ],
+)
+def test_a_problem_of_a_setting_is_in_words_of_settings(
+    name: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in pydantic's, which speaks of items and instances."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as error:
+        GatewaySettings()
+    assert setting_problems(error.value, [GatewaySettings]) == [f"{name}: {problem}"]
+
+
 def test_a_key_of_kms_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore", None)
     monkeypatch.setenv("ENCRYPTION_KMS_KEY", "arn:aws:kms:eu-central-1:1:key/a")
