@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, NoDecode
 
 from deploy.local.settings import StackSettings
 from encryption import EncryptionSettings
@@ -71,10 +71,11 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(text, list) and text and isinstance(text[0], dict):
         return f"the model `{text[0]['name']}`"
-    if isinstance(text, dict):
-        text = json.dumps(text)
-    if isinstance(text, list):
+    # pydantic-settings reads these as JSON, except where a class splits the text itself.
+    if isinstance(text, list) and NoDecode in field.metadata:
         text = ",".join(map(str, text))
+    if isinstance(text, list | dict):
+        text = json.dumps(text)
     return f"`{text}`"
 
 

@@ -144,11 +144,11 @@ class NotifierSettings(MetricsSettings):
     webhook_schemes: tuple[Literal["https", "http"], ...] = Field(("https",), min_length=1)
     """The schemes that the URL of a webhook may have, as JSON: https, http."""
     webhook_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = (443,)
-    """The ports to which webhooks may go, as JSON. Empty: any."""
+    """The ports to which webhooks may go, as JSON. `[]`: any."""
     webhook_networks: tuple[Network, ...] = ()
     """Networks to which webhooks may go although they are not public, as JSON. The local stack allows loopback."""
     dns_servers: tuple[Annotated[str, AfterValidator(_name_server)], ...] = ()
-    """The name servers for the names of webhooks, as JSON: addresses, or address:port. Empty: the system's."""
+    """The name servers for the names of webhooks, as JSON: addresses, or address:port. `[]`: the system's."""
     webhook_proxy: Annotated[SecretStr, AfterValidator(_proxy)] | None = None
     """The HTTP proxy for webhooks. It looks names up itself, so it must refuse private addresses."""
     nats_url: NatsUrl | None = None

@@ -44,6 +44,24 @@ def test_the_page_holds_the_table() -> None:
     assert text == with_table(text)
 
 
+LISTS = [
+    (settings, name)
+    for settings in CLASSES
+    for name, field in settings.model_fields.items()
+    if isinstance(field.default, tuple) and field.default and name != "models"
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), LISTS, ids=lambda item: getattr(item, "__name__", item))
+def test_the_page_shows_a_list_as_its_variable_takes_it(
+    settings: type[BaseSettings], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"{settings.model_config.get('env_prefix', '')}{name}".upper()
+    (row,) = (line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{variable}` |"))
+    monkeypatch.setenv(variable, row.split("|")[2].strip(" `"))
+    assert getattr(settings(), name) == settings.model_fields[name].default
+
+
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
 def test_listeners_bind_to_loopback(settings: type[BaseSettings]) -> None:
     hosts = [field for name, field in settings.model_fields.items() if name == "host" or name.endswith("_host")]
