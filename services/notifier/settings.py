@@ -5,11 +5,22 @@ import binascii
 import re
 from contextlib import suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
 from feed.nats_settings import NatsUrl, SubjectPrefix
@@ -23,6 +34,12 @@ from runtime.tls import ClientTls, client_tls
 from services.notifier.sinks.egress_policy import unrestricted
 
 _PREFIX = "whsec_"
+_EXTRAS: Final = {
+    "nats_url": ("nats", "nats"),
+    "kafka_servers": ("kafka", "aiokafka"),
+    "postgres_url": ("postgres", "asyncpg"),
+}
+"""The extra that a setting needs, and the module that it installs."""
 
 
 def _usable(secret: SecretStr) -> SecretStr:
@@ -250,6 +267,14 @@ class NotifierSettings(MetricsSettings):
     def postgres_tls(self) -> ClientTls | None:
         """The files of TLS with PostgreSQL. None: no CA is set."""
         return client_tls(self, "postgres_")
+
+    @field_validator(*_EXTRAS)
+    @classmethod
+    def _has_its_package(cls, value: Any, info: ValidationInfo) -> Any:
+        extra, module = _EXTRAS[info.field_name or ""]
+        if value is not None and find_spec(module) is None:
+            raise ValueError(f"needs the extra {extra}, which is not installed")
+        return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

@@ -118,6 +118,25 @@ def test_a_key_of_kms_names_the_extra_that_is_missing(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "package", "extra"),
+    [
+        ("NOTIFIER_NATS_URL", "nats://x:4222", "nats", "nats"),
+        ("NOTIFIER_KAFKA_SERVERS", "x:9092", "aiokafka", "kafka"),
+        ("NOTIFIER_POSTGRES_URL", "postgresql://u@x/d", "asyncpg", "postgres"),
+    ],
+)
+def test_a_sink_names_the_extra_that_is_missing(
+    name: str, value: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as error:
+        NotifierSettings()
+    (problem,) = setting_problems(error.value, [NotifierSettings])
+    assert problem == f"{name}: Value error, needs the extra {extra}, which is not installed"
+
+
+@pytest.mark.parametrize(
     ("settings", "name", "bad", "good", "form"),
     [
         (

@@ -15,10 +15,7 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, Sink]]:
-    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end.
-
-    Raises ImportError when the extra that a setting asks for is not installed.
-    """
+    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end."""
     sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, policy=unrestricted())}
     if not settings.webhook_secrets:
         _log.warning(
