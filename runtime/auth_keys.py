@@ -21,7 +21,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from encryption import durable_file
 from runtime.auth import Caller, Presented, check_expiry, credential_invalid
-from runtime.files import Reloaded
+from runtime.files import Reloaded, want_usable
+from runtime.health import Readiness
 from runtime.scopes import SCOPES
 from runtime.tenants import check_tenant
 
@@ -121,10 +122,9 @@ class ApiKeys:
         """Read the file. Raises KeyFileError."""
         self._file = Reloaded([path], partial(read_keys, path, known_scopes), "API keys", _log, KeyFileError)
 
-    @property
-    def usable(self) -> bool:
-        """Whether the file could be used at the last refresh."""
-        return self._file.usable
+    def want_usable(self, readiness: Readiness, name: str) -> None:
+        """Report the file as degraded while it cannot be used."""
+        want_usable(readiness, name, self._file)
 
     async def authenticate(self, presented: Presented) -> Caller | None:
         """See Authenticator."""

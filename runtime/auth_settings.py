@@ -108,14 +108,14 @@ async def open_authenticators(
 ) -> list[Authenticator]:
     """Return an Authenticator for each kind of credential in the settings.
 
-    Each was refreshed once. `user_form` is the form of a JWT's user claim. A file of API keys that becomes unusable is
+    Each was refreshed once. `user_form` is the form of a JWT's user claim. Keys that become unusable are
     reported as degraded. Raises KeyFileError.
     """
     authenticators: list[Authenticator] = []
     if settings.api_keys_file is not None:
         keys = ApiKeys(settings.api_keys_file, SCOPES)
         authenticators.append(keys)
-        readiness.want("api keys", "are not those of their file, which cannot be used", lambda: keys.usable)
+        keys.want_usable(readiness, "api keys")
     if settings.jwt_issuer:
         rules = JwtRules(
             issuer=settings.jwt_issuer,
@@ -127,7 +127,9 @@ async def open_authenticators(
             user_claim=settings.jwt_user_claim,
             user_form=user_form,
         )
-        authenticators.append(Jwts(rules, KeySet(settings.jwt_keys), SCOPES))
+        key_set = KeySet(settings.jwt_keys)
+        authenticators.append(Jwts(rules, key_set, SCOPES))
+        readiness.want("jwt keys", "cannot be read: those that were read last count", lambda: key_set.usable)
     if settings.client_certificates:
         authenticators.append(ClientCertificates(settings.client_certificates))
     for authenticator in authenticators:

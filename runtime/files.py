@@ -1,14 +1,17 @@
 """Files that settings name, and that may be replaced while the process runs."""
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import AfterValidator
+
+from runtime.health import Readiness
 
 T = TypeVar("T")
 
@@ -138,6 +141,16 @@ class Reloaded(Generic[T]):
         for path in self._paths:
             if path.exists() and not path.is_file():
                 raise _NotAFileError(f"{path} is no regular file")
+
+
+def want_usable(readiness: Readiness, name: str, files: Reloaded[Any]) -> None:
+    """Report files that cannot be used any more as degraded. It looks at them whenever readiness is asked."""
+
+    async def usable() -> bool:
+        await asyncio.to_thread(files.current)
+        return files.usable
+
+    readiness.want(name, "cannot be used: what they held last stays in use", usable)
 
 
 class _NotAFileError(Exception):

@@ -23,6 +23,7 @@ from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 from runtime.grpc_requests import OneRequest, Unread
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
+from runtime.health import Readiness
 from runtime.request_places import MAX_QUEUED
 from runtime.tls import ServerTls, grpc_server_credentials
 
@@ -181,22 +182,22 @@ class GrpcServer:
         """Return whether the server's health is SERVING."""
         return self._health.serving()
 
-    async def start(self) -> None:
-        """Start to listen, with the health NOT_SERVING.
+    async def start(self, readiness: Readiness | None = None) -> None:
+        """Start to listen, with the health NOT_SERVING. `readiness` names the files of TLS while they cannot be used.
 
         Raises RuntimeError, with the address, if it is taken; OSError when the files of its TLS cannot be used.
         """
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._tls is None or self._mtls_port is None:
-            self._port = self._listen(self._port, self._tls)
+            self._port = self._listen(self._port, self._tls, readiness)
         else:
-            self._port = self._listen(self._port, replace(self._tls, client_ca=None))
-            self._listen(self._mtls_port, self._tls)
+            self._port = self._listen(self._port, replace(self._tls, client_ca=None), None)
+            self._listen(self._mtls_port, self._tls, readiness)
         await self.server.start()
 
-    def _listen(self, port: int, tls: ServerTls | None) -> int:
+    def _listen(self, port: int, tls: ServerTls | None, readiness: Readiness | None) -> int:
         """Return the port, which is another one for 0."""
-        credentials = grpc_server_credentials(tls) if tls is not None else None
+        credentials = grpc_server_credentials(tls, readiness) if tls is not None else None
         address = f"{self._host}:{port}"
         try:
             if credentials is None:

@@ -64,6 +64,11 @@ class KeySet:
         self._thread = ThreadPoolExecutor(1, "jwt-keys")
         self._reading: asyncio.Future[dict[str, jwt.PyJWK]] | None = None
 
+    @property
+    def usable(self) -> bool:
+        """Whether the set could be read at the last fetch."""
+        return not self._failing
+
     async def key(self, kid: str) -> jwt.PyJWK:
         """Return the key. Raises Refusal for one that is not in the set."""
         if kid not in self._keys:

@@ -75,10 +75,12 @@ async def serving_metrics(settings: MetricsSettings, readiness: Readiness) -> As
     """
     host, port, tls = settings.metrics_host, settings.metrics_port, settings.metrics_tls
     prefix = settings.model_config.get("env_prefix", "")
-    context = server_context(tls) if tls is not None else None
+    context = server_context(tls, readiness) if tls is not None else None
     metrics_app = make_wsgi_app()
     if settings.metrics_api_keys_file is not None:
-        metrics_app = with_api_keys(metrics_app, ApiKeys(settings.metrics_api_keys_file, SCOPES), READ_METRICS)
+        keys = ApiKeys(settings.metrics_api_keys_file, SCOPES)
+        keys.want_usable(readiness, "metrics api keys")
+        metrics_app = with_api_keys(metrics_app, keys, READ_METRICS)
     try:
         server = _Server(host, port, with_health(metrics_app, readiness), context)
     except OSError as error:

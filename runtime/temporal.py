@@ -121,7 +121,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     while True:
         plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True), WorkerVersioning(settings.version)]
         if tls_paths(profile):
-            plugins.append(TlsReloading(profile))
+            plugins.append(TlsReloading(profile, readiness))
         try:
             # The SDK waits for ever for a peer that takes connections and does not answer.
             async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):

@@ -18,7 +18,8 @@ from temporalio.plugin import SimplePlugin
 from temporalio.service import ConnectConfig, ServiceClient
 from temporalio.worker import Worker
 
-from runtime.files import Reloaded
+from runtime.files import Reloaded, want_usable
+from runtime.health import Readiness
 
 _log = logging.getLogger(__name__)
 _LOOK_INTERVAL: Final = timedelta(seconds=5)
@@ -46,7 +47,8 @@ class TlsReloading(SimplePlugin):
     Each client needs one of its own, created before the files are read.
     """
 
-    def __init__(self, profile: ClientConfigProfile) -> None:
+    def __init__(self, profile: ClientConfigProfile, readiness: Readiness) -> None:
+        """`readiness` names the files while they cannot be read."""
         super().__init__("llm.TlsReloading")
         self._tls = Reloaded(
             tls_paths(profile),
@@ -55,6 +57,7 @@ class TlsReloading(SimplePlugin):
             _log,
             OSError,
         )
+        want_usable(readiness, "TEMPORAL_TLS_…", self._tls)
         self._workers: set[Worker] = set()
         self._replaced = False
         self._reloading: asyncio.Task[None] | None = None

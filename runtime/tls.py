@@ -18,7 +18,8 @@ import grpc
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.files import ReadableFile, Reloaded
+from runtime.files import ReadableFile, Reloaded, want_usable
+from runtime.health import Readiness
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -151,9 +152,12 @@ def _require_usable(files: T | None, load: Callable[[T], object]) -> None:
         raise ValueError(str(error)) from error
 
 
-def grpc_server_credentials(files: ServerTls) -> grpc.ServerCredentials:
-    """Return the credentials of a gRPC server. Raises OSError when the files cannot be used."""
-    loaded = _reloaded(files, _grpc_certificate)
+def grpc_server_credentials(files: ServerTls, readiness: Readiness | None = None) -> grpc.ServerCredentials:
+    """Return the credentials of a gRPC server. Raises OSError when the files cannot be used.
+
+    `readiness` names the files while they cannot be used.
+    """
+    loaded = _reloaded(files, _grpc_certificate, readiness)
     used = loaded.current()
 
     def fetch() -> grpc.ServerCertificateConfiguration:
@@ -167,13 +171,19 @@ def grpc_server_credentials(files: ServerTls) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(used, fetch, require_client_authentication=files.client_ca is not None)
 
 
-def _reloaded(files: F, load: Callable[[F], T]) -> Reloaded[T]:
-    return Reloaded(files.paths, partial(load, files), "TLS files", _log, OSError)
+def _reloaded(files: F, load: Callable[[F], T], readiness: Readiness | None = None) -> Reloaded[T]:
+    loaded = Reloaded(files.paths, partial(load, files), "TLS files", _log, OSError)
+    if readiness is not None:
+        want_usable(readiness, f"{files.settings}…", loaded)
+    return loaded
 
 
-def server_context(files: ServerTls) -> ssl.SSLContext:
-    """Return the context of an HTTP server. Raises OSError when the files cannot be used."""
-    return _ReloadingContext(ssl.PROTOCOL_TLS_SERVER, _reloaded(files, _server_context))
+def server_context(files: ServerTls, readiness: Readiness) -> ssl.SSLContext:
+    """Return the context of an HTTP server. Raises OSError when the files cannot be used.
+
+    `readiness` names the files while they cannot be used.
+    """
+    return _ReloadingContext(ssl.PROTOCOL_TLS_SERVER, _reloaded(files, _server_context, readiness))
 
 
 def client_context(files: ClientTls) -> ssl.SSLContext:

@@ -42,6 +42,7 @@ async def main() -> None:
                 settings.host,
                 settings.port,
                 settings.tls,
+                readiness,
             ) as address,
         ):
             readiness.describe(address=address)

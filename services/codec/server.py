@@ -30,6 +30,7 @@ from payload_converter import PayloadError
 from runtime.addresses import unbracketed
 from runtime.audit import AuditLog, AuditUnavailable
 from runtime.auth import Authenticator, Caller, Presented, Refusal, authenticate, bearer_token
+from runtime.health import Readiness
 from runtime.http_auth import STATUS, challenge_headers
 from runtime.scopes import ANONYMOUS
 from runtime.tenants import TENANT_PATTERN
@@ -97,14 +98,16 @@ def make_app(
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int, tls: ServerTls | None = None) -> AsyncIterator[str]:
+async def serving(
+    app: web.Application, host: str, port: int, tls: ServerTls | None, readiness: Readiness
+) -> AsyncIterator[str]:
     """Serve while the context is open, then finish the requests in hand; port 0 takes a free one and logs it.
 
     Yields where it listens, as host:port. With `tls` it serves HTTPS.
 
     Raises RuntimeError naming the address when it is taken, and OSError when the files of `tls` cannot be used.
     """
-    context = server_context(tls) if tls is not None else None
+    context = server_context(tls, readiness) if tls is not None else None
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:

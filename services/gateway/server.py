@@ -205,7 +205,7 @@ async def serving_api(
     pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(pipelines, server.server)
 
     try:
-        await server.start()
+        await server.start(readiness)
     except RuntimeError as error:
         raise RuntimeError(
             f"{error}; GATEWAY_HOST, GATEWAY_PORT and GATEWAY_MTLS_PORT choose another address"

@@ -27,7 +27,7 @@ async def main() -> None:
         readiness.need("gateway", "does not answer", gateway.serves)
         await gateway.require_authentication(settings)
         front = Front(settings, gateway, HttpMetrics(metrics.meter(__package__)))
-        async with serving(make_app(front), front) as address:
+        async with serving(make_app(front), front, readiness) as address:
             readiness.describe(address=address)
             with readiness.serving():
                 await process.forever()

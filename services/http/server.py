@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from runtime.addresses import bracketed, unbracketed
 from runtime.background import beside
+from runtime.health import Readiness
 from runtime.tls import server_context
 from services.http.connection import connections
 from services.http.front import Front
@@ -23,7 +24,7 @@ _MAX_HEAD_BYTES: Final = 32 * 1024
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, front: Front) -> AsyncIterator[str]:
+async def serving(app: ASGIApp, front: Front, readiness: Readiness) -> AsyncIterator[str]:
     """Serve the application while the context is open, and yield the address.
 
     At the end of the context streams end, and requests have their grace.
@@ -31,7 +32,7 @@ async def serving(app: ASGIApp, front: Front) -> AsyncIterator[str]:
     Raises RuntimeError if the address is taken, OSError when the files of the TLS cannot be used.
     """
     settings = front.settings
-    context = server_context(settings.tls) if settings.tls is not None else None
+    context = server_context(settings.tls, readiness) if settings.tls is not None else None
     config = uvicorn.Config(
         app,
         http=connections(settings),
