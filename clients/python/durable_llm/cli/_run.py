@@ -67,6 +67,14 @@ for _command in _COMMANDS:
 take_text(durable_llm)
 
 
+def place_of(error: click.ClickException) -> str:
+    """Return where an option belongs, for one that is before the command that takes it."""
+    early = (
+        isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, click.Group)
+    )
+    return " Options follow the command: durable-llm ls --address 127.0.0.1:50051" if early else ""
+
+
 def run() -> int:
     """Run the command line and return its exit status."""
     hold_descriptors()
@@ -81,7 +89,7 @@ def run() -> int:
         say("")
         return Exit.INTERRUPTED
     except click.ClickException as error:
-        say(f"durable-llm: {visible(error.format_message())}")
+        say(f"durable-llm: {visible(error.format_message())}{place_of(error)}")
         return Exit.USAGE
     except CommandError as error:
         say(f"durable-llm: {visible(str(error))}")
