@@ -117,7 +117,7 @@ class _Parser:
                     self._group_kind()
                 inner = self._alternatives(depth + 1)
                 self._at += 1
-                return inner._replace(single=False)
+                return inner._replace(single=False) if inner.single else inner
             case "[":
                 return char_of(self._class())
             case "\\":

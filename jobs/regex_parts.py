@@ -170,7 +170,7 @@ def _check_run(parts: Iterable[Part]) -> None:
     """Raise TooCostly for too many adjacent parts of varying length that could match the same text."""
     run, count = 0, 0
     for part in parts:
-        if _separates(part, run):
+        if run and _separates(part, run):
             run, count = 0, 0
         if part.loose:
             if part.first & run or not run:
@@ -198,12 +198,17 @@ def one_of(branches: list[Part]) -> Part:
     """Return the alternatives as one part. Raises TooCostly."""
     if len(branches) == 1:
         return branches[0]
-    chars, first = _union(branch.chars for branch in branches), _union(branch.first for branch in branches)
-    loose, exposed = _union(branch.loose for branch in branches), _union(branch.exposed for branch in branches)
-    weight = max(branch.weight for branch in branches)
+    chars, first, loose, exposed, weight, size = 0, 0, 0, 0, 0, 0
+    for branch in branches:
+        chars |= branch.chars
+        first |= branch.first
+        loose |= branch.loose
+        exposed |= branch.exposed
+        weight = max(weight, branch.weight)
+        size = max(size, branch.size)
     cuts = {branch.exposed for branch in branches} - {0}
     _check_different(cuts)
-    makers = {(branch.required, branch.exposed) for branch in branches}
+    makers = {(branch.required, branch.exposed) for branch in branches} if cuts else ()
     for cut in cuts:
         # Another branch can match the rest of a branch that is separated on one side only: (\w+ |\w)*.
         if any(other != cut and all(map(cut.__and__, required)) for required, other in makers):
@@ -217,7 +222,6 @@ def one_of(branches: list[Part]) -> Part:
     required = frozenset[int]()
     if all(branch.required for branch in branches):
         required = frozenset((_union(min(branch.required, key=int.bit_count) for branch in branches),))
-    size = max(branch.size for branch in branches)
     return Part(chars, first, required, loose, weight, exposed, run=_run_of(branches), size=size)
 
 
