@@ -63,7 +63,7 @@ async def load(
         _log.info("%s is version %d", settings.model, version)
         readiness.describe(model_version=str(version))
     await engine.start()
-    # The garbage collector would look at the modules and the model again and again, which takes a second with vLLM.
+    # What is loaded stays, so the garbage collector need not look at it again.
     gc.collect()
     gc.freeze()
 
