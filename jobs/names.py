@@ -273,8 +273,11 @@ PATCH_RESERVATIONS: Final = "tells-reservations-apart"
 PATCH_SKEWED_FILES: Final = "counts-files-of-skewed-clocks"
 # A trained model is removed with its last version.
 PATCH_REMOVED_MODELS: Final = "removes-models"
-# No command of a pipeline or a ledger follows from the end of a local activity. A query may delay that end to the next
-# workflow task, and a replay gets it in the one before, so that commands would come in another order.
+# No command of a pipeline, a ledger, a job or a run of a schedule follows from the end of a local activity where
+# something else makes or changes commands at the same time. A query may delay that end to the next workflow task, and a
+# replay gets it in the one before, so that other commands would come, or in another order.
 PATCH_ORDERED: Final = "orders-commands"
+# Before its last local activities a cancelled workflow decides whether it asks Temporal to cancel it.
+PATCH_DECIDES_REQUEST: Final = "decides-on-its-cancel"
 # A step of a pipeline fails that asks nothing.
 PATCH_ASKS_SOMETHING: Final = "asks-something"

@@ -91,6 +91,8 @@ class LLMPipelineWorkflow:
         self._error: status_pb2.Status | None = None
         self._out_of_time = False
         self._ended = False
+        self._settling = False
+        """Whether a local activity of the close runs."""
         self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
 
     @workflow.run
@@ -130,6 +132,9 @@ class LLMPipelineWorkflow:
     @answer.validator
     def check_answer(self, request: pipeline_pb2.AnswerStepRequest) -> None:
         """Refuse an answer that changes nothing before it is in the history."""
+        if self._settling:
+            # In a replay it may come after the end of the local activity, and after commands that follow from that.
+            raise ApplicationError("the pipeline ends")
         self._execution.check_answer(request)
 
     @workflow.query(name=names.QUERY_GET_RECORD)
@@ -239,6 +244,9 @@ class LLMPipelineWorkflow:
         """Publish the outcome, and close with it."""
         options, status = self._run.options, pipeline_pb2.PipelineStatus()
         status.CopyFrom(self._status)
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            self._cancellation.decide()
+        self._settling = True
         used = status.root.usage.output_tokens - self._execution.recalled_tokens
         forgetting = workflow.execute_local_activity(
             activities.forget_feed,
@@ -247,6 +255,7 @@ class LLMPipelineWorkflow:
             retry_policy=_ONCE,
         )
         await self._finish(asyncio.create_task(quietly(lambda: forgetting)))
+        self._settling = False
         status.state = final
         status.root.state = STEP_STATES[final]
         status.root.end_time.FromDatetime(workflow.now())
@@ -254,6 +263,7 @@ class LLMPipelineWorkflow:
             status.root.error.CopyFrom(self._error)
         await self._notify(status)
         if final == llm_pb2.JOB_STATE_CANCELLED:
+            self._settling = True
             await self._cancellation.request()
         # A cancel that came meanwhile has changed nothing else.
         status.cancel_requested = self._cancellation.error is not None

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors
+    from jobs import errors, names
 
 from workflows import activities
 
@@ -24,6 +24,8 @@ class Cancellation:
         """The error that the workflow ends with. None until it was asked to stop."""
         self.noted_at: datetime | None = None
         """When the workflow was first asked to stop."""
+        self._requests: bool | None = None
+        """Whether `request` asks Temporal. None in a workflow of an earlier version, which sees for itself."""
 
     def note(self, reason: str) -> None:
         """Note that the workflow was asked to stop. Only the first call counts."""
@@ -39,9 +41,19 @@ class Cancellation:
             except asyncio.CancelledError:
                 self.note(workflow.cancellation_reason() or "")
 
+    def decide(self) -> None:
+        """Decide whether `request` will ask Temporal to cancel the workflow: unless it was asked before.
+
+        To be called once the workflow is known to end as cancelled, before the local activities of its close. A cancel
+        that comes beside the end of one may come after it in a replay.
+        """
+        if workflow.patched(names.PATCH_DECIDES_REQUEST):
+            self._requests = not _asked()
+
     async def request(self) -> None:
-        """Ask Temporal to cancel the workflow, unless it was asked before, and wait until it does."""
-        if _asked():
+        """Ask Temporal to cancel the workflow, if that was decided, and wait until it does."""
+        requests = not _asked() if self._requests is None else self._requests
+        if not requests:
             return
         request = workflow.start_local_activity(activities.request_cancel, start_to_close_timeout=timedelta(seconds=10))
         await self.wait(request.done)

@@ -44,6 +44,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state, start_progress
+from workflows.ordered_activities import start_in_order
 from workflows.outcome import attributes, publish, raise_failure
 from workflows.status import first_status
 from workflows.watch_lease import WatchLease
@@ -92,6 +93,8 @@ class LLMJobWorkflow:
         self._lease.start()
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            self._cancellation.decide()
         # A job without a slot and a waiter passes no arguments, so that its history is as it ever was.
         slot = ("", self._options.ledger, costs.used_tokens(self._result)) if self._options.ledger else ()
         waiter = workflow.memo_value(names.MEMO_WAITER, "")
@@ -201,7 +204,7 @@ class LLMJobWorkflow:
         if not run.done():
             run.cancel()
             await self._cancellation.wait(run.done)
-        # The time is read before the local activity that may follow, after which a replay can find another one.
+        # The time is read before RecoverOutput. In jobs of earlier versions a replay can find another one after it.
         self._ended_at = workflow.now()
         self._error = None
         try:
@@ -227,11 +230,12 @@ class LLMJobWorkflow:
         self, request: internal_pb2.RunRequest, cause: BaseException | None
     ) -> llm_pb2.JobResult | None:
         """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
-        recovering = workflow.start_local_activity(
+        recovering = start_in_order(
             activities.recover_output,
-            args=("", self._options.max_output_bytes, self._options.max_inline_bytes),
+            *("", self._options.max_output_bytes, self._options.max_inline_bytes),
             start_to_close_timeout=timedelta(seconds=30),
-            retry_policy=RetryPolicy(maximum_attempts=1),
+            # The gateway that runs the first attempt may die.
+            retry_policy=RetryPolicy(maximum_attempts=2),
         )
         await self._cancellation.wait(recovering.done)
         if recovering.exception() is not None:

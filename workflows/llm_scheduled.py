@@ -38,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import activities
 from workflows.cancellation import Cancellation
+from workflows.ordered_activities import start_in_order
 
 _START_TIMEOUT: Final = timedelta(seconds=45)
 """Timeout of one try to start the job."""
@@ -149,7 +150,7 @@ class LLMScheduledWorkflow:
 
     async def _check(self, job_id: str, cancel_reason: str) -> internal_pb2.ScheduledJob | None:
         """Return how the job stands; None if that is not known now."""
-        checking = workflow.start_local_activity(
+        checking = start_in_order(
             activities.check_scheduled_job,
             internal_pb2.CheckScheduledJobRequest(workflow_id=job_id, cancel_reason=cancel_reason),
             start_to_close_timeout=_CHECK_TIMEOUT,

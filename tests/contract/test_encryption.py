@@ -509,7 +509,7 @@ async def test_a_store_that_has_lost_its_key_decrypts_and_does_not_encrypt(keys:
 
 async def test_a_patient_codec_waits_for_its_key(keys: Keys) -> None:
     """So a worker's attempt does not fail for an outage of some seconds."""
-    payloads = await encrypting(keys.encryption()).encode([MARKER])
+    payloads = await encrypting(keys.encryption(patience=timedelta(minutes=1))).encode([MARKER])
     ring, keys.ring = keys.ring, ""
     converter = encrypting(keys.encryption(patience=timedelta(minutes=1)))
     decoding = asyncio.create_task(converter.decode(payloads))

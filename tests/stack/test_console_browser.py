@@ -20,6 +20,8 @@ from tests.support.rewinding_gateway import ENDLESS, rewinding_gateway
 pytestmark = pytest.mark.timeout(600)
 
 HOSTILE = "<script>alert(1)</script> <b>bold</b> **bold** \u202eevil\u202c שלום \x07"
+HANGING = " [[fault:hang@60]]"
+"""In a prompt, it makes a job that a test can watch and does not end by itself, however slow the browser is."""
 
 LENGTH = """(() => {
     const { length } = document.getElementById("output").textContent;
@@ -86,11 +88,10 @@ async def test_a_person_lists_submits_cancels_and_redelivers(
     async with new_page(browser, base, complaints) as page:
         await page.goto("/console/playground")
         await page.fill("#user_id", "browser-person")
-        await page.fill("#max_tokens", "8000")
-        await page.fill("#text", HOSTILE)
+        await page.fill("#text", HOSTILE + HANGING)
         await page.keyboard.press("Control+Enter")
         await page.wait_for_url("**/console/jobs/*")
-        assert (await page.text_content("#prompt")) == HOSTILE
+        assert (await page.text_content("#prompt")) == HOSTILE + HANGING
         workflow_id = await page.text_content("#job h1")
         await until(page, LENGTH)
 
@@ -161,7 +162,8 @@ async def test_a_person_submits_finds_and_cancels_a_job_by_keyboard_alone(stack:
         await tab_to(page, "#text")
         await keys.type("by keyboard")
         await tab_to(page, "#model")
-        await keys.type("idle")
+        # Further letters would begin another search where they come more than a second later.
+        await keys.type("i")
         await tab_to(page, "#user_id")
         await keys.press("Control+A")
         await keys.type("keyboard-person")

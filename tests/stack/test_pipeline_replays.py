@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from temporalio import activity
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.worker import Worker
 
 from jobs import names
@@ -13,7 +13,7 @@ from llm_pb import internal_pb2, llm_pb2
 from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.files import until
-from tests.support.replays import PIPELINE_ACTIVITIES, Job, asked, replay, start_pipeline, worker
+from tests.support.replays import PIPELINE_ACTIVITIES, Job, asked, has, replay, start_pipeline, worker
 
 QUEUE, OTHER = "replays", "replays-other"
 
@@ -58,10 +58,6 @@ class LocalActivities:
 def ending_last(client: Client, last: str) -> Worker:
     local = LocalActivities(last)
     return worker(client, QUEUE, [LLMPipelineWorkflow], [local.publish, local.admit])
-
-
-async def has(handle: WorkflowHandle[object, object], field: str) -> bool:
-    return any(event.HasField(field) for event in (await handle.fetch_history()).events)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("last", [names.ACTIVITY_PUBLISH_PIPELINE, names.ACTIVITY_ADMIT_STEP])

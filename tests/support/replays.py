@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.service import RPCError
-from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import Interceptor, Replayer, UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
@@ -41,6 +41,11 @@ async def asked(handle: Handle, query: str) -> AsyncIterator[None]:
                 task.cancel()
 
 
+async def has(handle: Handle, *fields: Any) -> bool:
+    """Return whether the history has an event with one of these fields."""
+    return any(event.HasField(field) for event in (await handle.fetch_history()).events for field in fields)
+
+
 async def replay(handle: Handle, workflow_class: type) -> None:
     """Replay a workflow. Raises what its worker would raise for it."""
     replayer = Replayer(
@@ -49,7 +54,9 @@ async def replay(handle: Handle, workflow_class: type) -> None:
     await replayer.replay_workflow(await handle.fetch_history())
 
 
-def worker(temporal: Client, queue: str, workflows: list[type], activities: list[Any]) -> Worker:
+def worker(
+    temporal: Client, queue: str, workflows: list[type], activities: list[Any], interceptors: Sequence[Interceptor] = ()
+) -> Worker:
     """Return a worker as that of a gateway."""
     return Worker(
         temporal,
@@ -57,6 +64,7 @@ def worker(temporal: Client, queue: str, workflows: list[type], activities: list
         plugins=[WorkerVersioning(None)],
         workflows=workflows,
         activities=activities,
+        interceptors=interceptors,
         workflow_runner=UnsandboxedWorkflowRunner(),
     )
 

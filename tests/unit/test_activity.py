@@ -72,7 +72,9 @@ class Worker:
         self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, workflow_id: str = "test", **earlier: Any
     ) -> llm_pb2.JobResult:
         environment = ActivityEnvironment()
-        environment.info = dataclasses.replace(environment.info, attempt=attempt, workflow_id=workflow_id)
+        # The environment's own timeout is a second, of which an attempt that has waited for a seat uses nine tenths.
+        limits = {"start_to_close_timeout": timedelta(minutes=5)}
+        environment.info = dataclasses.replace(environment.info, attempt=attempt, workflow_id=workflow_id, **limits)
         request = internal_pb2.RunRequest(job=job, handovers=handovers, **earlier)
         request.create_time.GetCurrentTime()
         return await environment.run(self._activity.__call__, request)
