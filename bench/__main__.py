@@ -27,8 +27,8 @@ TOKENS_BY_TEN: Final = ("--engine-options", '{"stream_interval":10}')
 """The profile for throughput: see docs/operate.md."""
 REAL_LAYERS: Final = ("--layers", "SmolLM2-135M", "--tokens", "256")
 """The layers of one of the smallest models in use, so that the engine's work is realistic."""
-REAL_BATCH: Final = ("--layers", "SmolLM2-135M", "--cache-mb", "1024", "--lines", "512", "--groups", "0")
-"""The same of a batch. It takes a tenth of the lines a second."""
+REAL_BATCH: Final = ("--layers", "SmolLM2-135M", "--cache-mb", "1024", "--lines", "128", "--groups", "0")
+"""The same of a batch. It takes a thirtieth of the lines a second."""
 IN_ONE_PROCESS: Final = (
     "--engine-options",
     '{"distributed_executor_backend":"vllm.v1.executor.uniproc_executor.UniProcExecutor"}',
