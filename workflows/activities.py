@@ -55,7 +55,7 @@ async def forget_feed(
 
 @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
 async def find_ended_jobs(request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
-    """Describe each of the jobs. See services.gateway.quotas.ledgers."""
+    """Describe each of the jobs. See services.gateway.quotas.ended_jobs."""
     raise NotImplementedError
 
 

@@ -33,12 +33,14 @@ async def main() -> None:
         )
         # An alert sees the first one that is lost only if there was a sample before.
         lost.add(0)
-        authenticators = await open_authenticators(settings, readiness)
+        authenticators, encryption = await open_authenticators(settings, readiness), open_encryption()
+        if encryption is not None:
+            readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
         async with (
             beside(keep_refreshing(authenticators)),
             recording(settings.audit, lost) as log,
             serving(
-                make_app(settings, duration, open_encryption(), authenticators, log),
+                make_app(settings, duration, encryption, authenticators, log),
                 settings.host,
                 settings.port,
                 settings.tls,

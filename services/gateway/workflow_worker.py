@@ -50,7 +50,8 @@ from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas.admission import OpenJobQuotas
-from services.gateway.quotas.ledgers import LedgerActivities, SlotReleases
+from services.gateway.quotas.ended_jobs import LedgerActivities
+from services.gateway.quotas.ledgers import SlotReleases
 from services.gateway.runs import Runs
 from services.gateway.schedules.jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings

@@ -17,7 +17,7 @@ from deploy.local.stack import Stack
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
-from services.gateway.quotas.ledgers import LedgerActivities
+from services.gateway.quotas.ended_jobs import LedgerActivities
 from tests.support.deletions import delete
 from tests.support.jobs import new_job, run_job, until_output, watch
 from tests.support.pipelines import follow, new_pipeline, submit

@@ -19,7 +19,7 @@ from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
-from services.gateway.quotas.ledgers import LedgerActivities
+from services.gateway.quotas.ended_jobs import LedgerActivities
 from tests.contract.test_replay import SANDBOX
 from tests.support.batches import Stubs, by_index, create, custom_id_of, lines_of, new_batch, running, to_jsonl
 from tests.support.files import PATIENCE, delete, until

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import nats
 import pytest
+from google.protobuf import json_format
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHistory
 from temporalio.worker import Replayer
 
@@ -308,6 +310,22 @@ async def test_a_key_encryption_key_is_turned_while_jobs_run(encrypted: Encrypte
     assert (seen.states[-1], seen.rewinds) == ("SUCCEEDED", 0)
     answer = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=before.final.status.workflow_id))
     assert answer.result.output == before.final.result.output
+
+
+async def test_a_codec_server_without_a_key_says_so(encrypted: Encrypted) -> None:
+    stack, stub, keys = encrypted
+    job = (await run_job(stub, new_job(params={"max_tokens": 2}))).final.status.workflow_id
+    started = (await history_of(stack, job)).events[0].workflow_execution_started_event_attributes
+    ring, keys.ring = keys.ring, ""
+    await restart(stack, "codec")
+    asked = json_format.MessageToDict(started.input)
+    async with httpx.AsyncClient(base_url=f"http://{stack.address('codec')}", trust_env=False, timeout=60) as client:
+        assert (await client.post("/decode", json=asked)).json() == asked
+        await ask_until(stack, "codec", lambda answer: "keys" in answer.body["degraded"])
+        keys.ring = ring
+        async with asyncio.timeout(60):
+            while (await client.post("/decode", json=asked)).json() == asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
 
 
 async def until_unreadable(stack: Stack, pipeline_id: str) -> None:

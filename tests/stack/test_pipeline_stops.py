@@ -23,7 +23,7 @@ from jobs.ids import pipeline_workflow_id
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
-from services.gateway.quotas.ledgers import LedgerActivities
+from services.gateway.quotas.ended_jobs import LedgerActivities
 from tests.support.files import PATIENCE
 from tests.support.pipelines import cancel, follow, new_pipeline, submit
 

@@ -15,7 +15,7 @@ from services.gateway.files.removal import FileRemoval
 from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.quotas.admission import OpenJobQuotas
-from services.gateway.quotas.ledgers import LedgerActivities
+from services.gateway.quotas.ended_jobs import LedgerActivities
 from services.gateway.schedules.jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU

@@ -1,4 +1,4 @@
-"""The gateway's side of workflows.llm_ledger: slots are reserved and released in groups, and ended jobs are found.
+"""The gateway's side of workflows.llm_ledger: slots are reserved and released in groups.
 
 A workflow takes few updates at once (Temporal refuses the eleventh in flight), and few signals a second. So each
 process has one update and one signal in flight for each ledger, and each carries all that has arrived meanwhile.
@@ -12,11 +12,8 @@ from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
-from temporalio import activity
 from temporalio.client import (
     Client,
-    WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
@@ -26,17 +23,11 @@ from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy, Wo
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from encryption import KeysUnavailable
 from jobs import names
-from llm_pb import internal_pb2, llm_pb2
-from payload_converter import PayloadError
+from llm_pb import internal_pb2
 from runtime.group_commit import GroupCommit
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.batches.reader import ended_record
-from services.gateway.job_record import final_status
-from services.gateway.pipelines.reader import reservation_of, used_tokens
-from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,8 +40,6 @@ _MAX_RELEASES: Final = 100_000
 _RETRY: Final = timedelta(milliseconds=50)
 _RELEASE_TIMEOUT: Final = timedelta(seconds=5)
 _REFUSALS: Final = (names.QUOTA_REACHED, names.TOKENS_RESERVED, names.TOKENS_USED)
-_DESCRIBES: Final = 10
-"""Maximum number of jobs that are described concurrently."""
 
 
 class _Job(NamedTuple):
@@ -243,71 +232,6 @@ class SlotReleases:
 def _note_failure(ledger: str, job_id: str, adding: "asyncio.Task[None]") -> None:
     if not adding.cancelled() and (error := adding.exception()) is not None:
         _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
-
-
-class LedgerActivities:
-    """The local activity of a ledger's workflow."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
-    async def find_ended_jobs(self, request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
-        """Return which of the jobs are closed, with what they have used, and which are unknown."""
-        found, describing = internal_pb2.FindEndedJobsResponse(), asyncio.Semaphore(_DESCRIBES)
-
-        async def find(id_: str) -> None:
-            async with describing:
-                description = await self._describe(id_)
-                used = -1 if description is None else await self._used_tokens(description)
-                reservation = 0 if description is None else await reservation_of(description)
-            if description is None:
-                found.missing.append(id_)
-            elif description.status != WorkflowExecutionStatus.RUNNING:
-                found.ended.append(id_)
-                found.output_tokens.append(used)
-                found.reservations.append(reservation)
-
-        results = await asyncio.gather(*map(find, request.workflow_ids), return_exceptions=True)
-        if errors := [result for result in results if result is not None]:
-            _log.warning("%d jobs could not be described, such as: %r", len(errors), errors[0])
-        return found
-
-    async def _describe(self, id_: str) -> WorkflowExecutionDescription | None:
-        """Return the description of a job; None if Temporal has said twice that there is none. Raises RPCError."""
-        try:
-            return await describe_twice(self._client.get_workflow_handle(id_))
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return None
-
-    async def _used_tokens(self, description: WorkflowExecutionDescription) -> int:
-        """Return the output tokens of a closed job, batch or pipeline; -1 where its record does not tell them."""
-        try:
-            if description.workflow_type == names.BATCH_WORKFLOW_TYPE:
-                record = await ended_record(description)
-                return -1 if record is None else record.status.usage.output_tokens
-            if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
-                return await used_tokens(description)
-            if (status := await final_status(description)) is None:
-                return -1
-            if status.progress.output_tokens and await self._was_cached(description):
-                return 0
-        except (PayloadError, KeysUnavailable):
-            return -1
-        return status.progress.output_tokens
-
-    async def _was_cached(self, description: WorkflowExecutionDescription) -> bool:
-        """Return whether the answer of a closed job is that of another one. Raises RPCError, PayloadError."""
-        completed = description.status == WorkflowExecutionStatus.COMPLETED
-        if not completed or await description.memo_value(names.MEMO_CACHE, None) is not True:
-            return False
-        handle = self._client.get_workflow_handle(
-            description.id, run_id=description.run_id, result_type=llm_pb2.JobResult
-        )
-        result: llm_pb2.JobResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
-        return result.metadata.cached
 
 
 def _reservations(jobs: Sequence[_Job]) -> Sequence[int]:
