@@ -54,7 +54,9 @@ async def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 async def sink(peer: Peer) -> AsyncIterator[Sink]:
-    async with open_sinks(peer.settings) as sinks:
+    """It has the timeouts that a notifier has by default."""
+    defaults = NotifierSettings().model_dump(include={"webhook_timeout", "broker_timeout"})
+    async with open_sinks(peer.settings.model_copy(update=defaults)) as sinks:
         yield sinks[peer.kind]
 
 
@@ -95,38 +97,33 @@ async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:
     assert {(item.id, json.dumps(item.event)) for item in taken} == {("7", json.dumps(event("7")))}
 
 
-async def test_many_at_once_all_arrive(peer: Peer) -> None:
-    """Within the timeouts that a notifier has by default."""
-    defaults = NotifierSettings().model_dump(include={"webhook_timeout", "broker_timeout"})
-    async with open_sinks(peer.settings.model_copy(update=defaults)) as sinks:
-        await _deliver_many(peer, sinks[peer.kind])
-
-
-async def _deliver_many(peer: Peer, sink: Sink) -> None:
+async def test_many_at_once_all_arrive(peer: Peer, sink: Sink) -> None:
     target = peer.target("many")
     ids = {f"many-{number}" for number in range(50)}
     await asyncio.gather(*(sink.deliver(target, event(id_), "user") for id_ in ids))
     assert {item.id for item in await peer.taken("many", 50)} == ids
 
 
-async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
+async def test_silence_is_a_failure_and_passes(peer: Peer) -> None:
     """The failure comes within the timeout of the settings. The same sink delivers when the receiver answers again."""
     name = "silent"
-    peer.fall_silent()
-    try:
-        async with asyncio.timeout(5 * SHORT.total_seconds()):
-            with pytest.raises(DeliveryFailed):
-                await sink.deliver(peer.target(name), event("lost"), "user")
-    finally:
-        peer.resume()
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await sink.deliver(peer.target(name), event("found"), "user")
-                break
-            except DeliveryFailed:
-                continue
-    await sink.deliver(peer.target(name), event("next"), "user")
+    async with open_sinks(peer.settings) as sinks:
+        sink = sinks[peer.kind]
+        peer.fall_silent()
+        try:
+            async with asyncio.timeout(5 * SHORT.total_seconds()):
+                with pytest.raises(DeliveryFailed):
+                    await sink.deliver(peer.target(name), event("lost"), "user")
+        finally:
+            peer.resume()
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await sink.deliver(peer.target(name), event("found"), "user")
+                    break
+                except DeliveryFailed:
+                    continue
+        await sink.deliver(peer.target(name), event("next"), "user")
     # The event that was sent during the silence may have arrived as well.
     assert "found" in {item.id for item in await peer.taken(name, 2)}
 
