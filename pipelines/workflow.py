@@ -171,6 +171,9 @@ class LLMPipelineWorkflow:
         if stopped:
             self._note_cancel()
             self._execution.cancels_once = workflow.patched(names.PATCH_CANCELS_ONCE)
+            if not out_of_time:
+                # Here, where no local activity has just ended.
+                self._cancellation.decide()
             program.cancel()
         await self._cancellation.wait(program.done)
         await self._end_open_steps()
@@ -244,8 +247,6 @@ class LLMPipelineWorkflow:
         """Publish the outcome, and close with it."""
         options, status = self._run.options, pipeline_pb2.PipelineStatus()
         status.CopyFrom(self._status)
-        if final == llm_pb2.JOB_STATE_CANCELLED:
-            self._cancellation.decide()
         self._settling = True
         used = status.root.usage.output_tokens - self._execution.recalled_tokens
         forgetting = workflow.execute_local_activity(

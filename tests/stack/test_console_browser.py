@@ -49,17 +49,21 @@ async def output_of(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> str:
 async def test_a_page_goes_on_when_its_front_is_killed_in_mid_answer(
     stack: Stack, stub: llm_pb2_grpc.LlmServiceStub, browser: Any
 ) -> None:
+    """The job begins once its page is open, so that it runs for long enough on a busy machine, too."""
+    worker = stack.add("gpu-worker", {"GPU_WORKER_MODEL": "idle", "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle"})
     async with running_front(stack) as front, new_page(browser, f"http://{front.address}", []) as page:
-        # The first page of a new browser takes its time.
-        await page.goto("/console/models")
-        workflow_id = await submit(stub, new_job(params={"max_tokens": 8000}))
+        workflow_id = await submit(stub, new_job(model="idle", params={"max_tokens": 8000}))
         await page.goto(f"/console/jobs/{workflow_id}")
         await page.evaluate("window.sameDocument = true")
-        held = await until(page, LENGTH)
-        await front.process.kill()
-        await front.process.start()
-        await front.process.wait_ready()
-        await page.wait_for_selector("#job[data-state=JOB_STATE_SUCCEEDED]")
+        await worker.start()
+        try:
+            held = await until(page, LENGTH)
+            await front.process.kill()
+            await front.process.start()
+            await front.process.wait_ready()
+            await page.wait_for_selector("#job[data-state=JOB_STATE_SUCCEEDED]")
+        finally:
+            await worker.terminate()
         output = await output_of(stub, workflow_id)
         assert held < len(output), "the front was killed in mid-answer"
         assert await page.text_content("#output") == output

@@ -121,10 +121,10 @@ async def until_known(*tenants: Tenant) -> None:
 def payloads_in(message: Message) -> Iterator[Payload]:
     """Yield the payloads anywhere in a message, but those that are never encrypted.
 
-    They are headers, search attributes, and the names and times that the SDK records of a local activity.
+    They are headers, search attributes, and what the SDK records of a local activity and of a patch: names and times.
     """
     if isinstance(message, Payload):
-        if b"complete_time" not in message.data:
+        if b"complete_time" not in message.data and b'"deprecated"' not in message.data:
             yield message
         return
     for field, value in message.ListFields():
