@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 
-from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstance, WorkflowInstanceDetails
 
 from jobs.pipelines import TASK_TIMEOUT
-
-Activate = Callable[[WorkflowActivation], WorkflowActivationCompletion]
 
 
 class ContainedRunner(UnsandboxedWorkflowRunner):
@@ -17,15 +15,10 @@ class ContainedRunner(UnsandboxedWorkflowRunner):
     What the code of a pipeline raises itself ends the pipeline: see pipelines.errors.contained().
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.evict: Callable[[str], None] = lambda run_id: None
-        """Removes the workflow of a run id from the worker's cache."""
-
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         """Create the instance of a workflow."""
         instance = super().create_instance(det)
-        activate = _InTurn(instance.activate, lambda: self.evict(det.info.run_id)).activate
+        activate = _InTurn(instance.activate).activate
 
         def contained(act: WorkflowActivation) -> WorkflowActivationCompletion:
             try:
@@ -38,38 +31,39 @@ class ContainedRunner(UnsandboxedWorkflowRunner):
 
 
 class _InTurn:
-    """Keeps events from a workflow for which no workflow task has started.
+    """Keeps events from a workflow until their workflow task has started.
 
-    Temporal sends a query to a worker without the workflow with all events until then. The SDK runs the workflow with
-    them, and later, in their workflow task, with the others alone. A replay has the events of a workflow task at once,
-    so it may make the same commands in another order, or find a patch elsewhere: it fails for good (TMPRL1100).
+    Temporal sends a query to a worker that does not hold the workflow with all events until then. The SDK (1.35) hands
+    these to the workflow, and later, with their workflow task, the others alone. A replay hands out the events of a
+    workflow task at once, so the code may make the same commands in another order there, or look for a patch in another
+    task: the workflow fails for good (TMPRL1100).
     """
 
-    def __init__(self, activate: Activate, evict: Callable[[], None]) -> None:
-        self._activate, self._evict = activate, evict
+    def __init__(self, activate: Callable[[WorkflowActivation], WorkflowActivationCompletion]) -> None:
+        self._activate = activate
         self._last: tuple[int, int, int] | None = None
-        """Length and size of the history and the time, as of the last activation."""
-        self._is_behind = False
-        """Whether events were kept from the workflow. It answers queries, and is then evicted."""
+        """Length, size and time of the history that the workflow has had."""
+        self._early: list[WorkflowActivationJob] = []
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
-        """Run the workflow with the activation, unless it is out of turn."""
+        """Run the workflow with the activation and what was kept for it, unless it is to be kept itself."""
         kinds = {job.WhichOneof("variant") for job in act.jobs}
-        if kinds == {"query_workflow"}:
-            if self._is_behind:
-                self._evict()
-        elif kinds != {"remove_from_cache"}:
-            if self._is_behind:
-                raise RuntimeError("a workflow without some of its events is run again from its start")
-            if self._is_out_of_turn(act):
-                self._is_behind = True
-                completion = WorkflowActivationCompletion()
-                completion.successful.SetInParent()
-                return completion
-            self._last = _place(act)
+        if kinds in ({"query_workflow"}, {"remove_from_cache"}):
+            return self._activate(act)
+        if self._is_early(act):
+            self._early += act.jobs
+            completion = WorkflowActivationCompletion()
+            completion.successful.SetInParent()
+            return completion
+        self._last = _place(act)
+        if self._early:
+            jobs = sorted([*self._early, *act.jobs], key=_is_local_activity)
+            self._early = []
+            del act.jobs[:]
+            act.jobs.extend(jobs)
         return self._activate(act)
 
-    def _is_out_of_turn(self, act: WorkflowActivation) -> bool:
+    def _is_early(self, act: WorkflowActivation) -> bool:
         """Tell whether there are new events, but not that of a started task: it would bring a size and a time."""
         if self._last is None:
             return False
@@ -81,16 +75,19 @@ def _place(act: WorkflowActivation) -> tuple[int, int, int]:
     return act.history_length, act.history_size_bytes, act.timestamp.ToNanoseconds()
 
 
-def prepared(worker: Worker, runner: ContainedRunner) -> Worker:
-    """Let the runner evict workflows of the worker, and each workflow task have the time of one of a pipeline.
+def _is_local_activity(job: WorkflowActivationJob) -> bool:
+    """Tell whether a job belongs behind the others, where the SDK puts it."""
+    return job.WhichOneof("variant") == "resolve_activity" and job.resolve_activity.is_local
 
-    The SDK takes a task that needs 2 s for a deadlock, as any may on a busy machine, and interrupts it in the middle of
+
+def patient(worker: Worker) -> Worker:
+    """Let each workflow task have the time that Temporal gives one of a pipeline, and return the worker.
+
+    The SDK takes one that needs 2 s for a deadlock, as any may on a busy machine, and interrupts it in the middle of
     asyncio's code. Then tasks of the workflow may never end, so that it cannot be evicted, and it is stuck until the
-    gateway starts again. The SDK has no argument for the time, and no public way to evict.
+    gateway starts again. The SDK has no argument for the time.
     """
     workflows = worker._workflow_worker
-    if workflows is not None:
-        runner.evict = lambda run_id: workflows._bridge_worker().request_workflow_eviction(run_id)
-        if workflows._deadlock_timeout_seconds is not None:
-            workflows._deadlock_timeout_seconds = TASK_TIMEOUT.seconds
+    if workflows is not None and workflows._deadlock_timeout_seconds is not None:
+        workflows._deadlock_timeout_seconds = TASK_TIMEOUT.seconds
     return worker

@@ -21,7 +21,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
-from services.gateway.workflow_runner import ContainedRunner, prepared
+from services.gateway.workflow_runner import ContainedRunner, patient
 from tests.support.replays import Handle, has, replay
 
 NOOP = "Noop"
@@ -87,17 +87,17 @@ class SecondMeanwhile(Interceptor):
 
 def gateway(temporal: Client, queue: str, *interceptors: Interceptor) -> Worker:
     """Return a worker that runs workflows as that of a gateway does, but few at a time."""
-    runner = ContainedRunner()
-    worker = Worker(
-        temporal,
-        task_queue=queue,
-        workflows=[TwoSignals],
-        activities=[noop],
-        interceptors=interceptors,
-        workflow_runner=runner,
-        max_concurrent_workflow_tasks=2,
+    return patient(
+        Worker(
+            temporal,
+            task_queue=queue,
+            workflows=[TwoSignals],
+            activities=[noop],
+            interceptors=interceptors,
+            workflow_runner=ContainedRunner(),
+            max_concurrent_workflow_tasks=2,
+        )
     )
-    return prepared(worker, runner)
 
 
 async def asked_before_its_task(temporal: Client, handle: Handle) -> bool | None:
