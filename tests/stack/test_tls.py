@@ -23,7 +23,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.settings import GatewaySettings
 from tests.support.certificates import Authority, Pair, credentials, replace
-from tests.support.commands import run
+from tests.support.commands import run, run_service
 from tests.support.jobs import new_job, run_job
 from tests.support.stacks import tool
 
@@ -274,9 +274,9 @@ async def test_a_gateway_does_not_start_with_half_of_its_tls(ca: Authority, whic
         if left_out.endswith("CLIENT_CA"):
             continue
         given = {name: value for name, value in settings.items() if name != left_out}
-        ended = await run(tool("python"), "-m", "services.gateway", **given)
+        ended = await run_service("gateway", ca.folder, **given)
         assert ended.status == 1
-        assert f"{which}CERT and {which}KEY must be set together" in ended.errors
+        assert f"{which}CERT and {which}KEY must be set together" in ended.output
 
 
 @pytest.mark.parametrize("prefix", ["GATEWAY_TLS_", "GATEWAY_METRICS_TLS_", "FEED_TLS_"])
@@ -287,15 +287,15 @@ async def test_a_file_that_cannot_be_used_is_named_at_the_start(ca: Authority, p
     name = f"{prefix}{'CA' if prefix == 'FEED_TLS_' else 'CLIENT_CA'}"
     settings = {**pair.environment(prefix), name: str(ca.path)}
     for wrong, path in ((f"{prefix}KEY", other.key), (f"{prefix}CERT", nonsense), (name, nonsense)):
-        ended = await run(tool("python"), "-m", "services.gateway", **{**settings, wrong: str(path)}, **AWAY)
+        ended = await run_service("gateway", ca.folder, **{**settings, wrong: str(path)}, **AWAY)
         assert ended.status == 1
-        assert f"{wrong} {path}" in ended.errors
-        assert "cannot be used" in ended.errors
-        assert "Traceback" not in ended.errors
+        assert f"{wrong} {path}" in ended.output
+        assert "cannot be used" in ended.output
+        assert "Traceback" not in ended.output
     missing = ca.folder / "no"
-    ended = await run(tool("python"), "-m", "services.gateway", **{**settings, name: str(missing)}, **AWAY)
+    ended = await run_service("gateway", ca.folder, **{**settings, name: str(missing)}, **AWAY)
     assert ended.status == 1
-    assert f"{name}: Value error, {missing} cannot be read: No such file" in ended.errors
+    assert f"{name}: Value error, {missing} cannot be read: No such file" in ended.output
 
 
 @pytest.fixture

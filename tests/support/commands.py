@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support import fork_server
 from tests.support.paths import ROOT
 
 NODE = ROOT / "clients" / "node"
@@ -39,6 +40,15 @@ async def run(*command: str, cwd: Path = ROOT, **environment: str) -> Ended:
     process = await start(*command, cwd=cwd, **environment)
     output, errors = await process.communicate()
     return Ended(process.returncode or 0, output.decode(), errors.decode())
+
+
+async def run_service(service: str, folder: Path, **environment: str) -> Ended:
+    """Run a service that ends by itself. What it prints is its output, errors included."""
+    log = folder / "log"
+    with log.open("wb") as file:
+        command = (sys.executable, "-m", f"services.{service}")
+        process = await fork_server.start(command, {**os.environ, **environment}, ROOT, file)
+    return Ended(await process.wait(), log.read_text(), "")
 
 
 def missing(what: str) -> NoReturn:
