@@ -242,14 +242,13 @@ async def test_a_page_says_when_it_is_not_up_to_date(stack: Stack, browser: Any)
 
 
 async def check(page: Any) -> None:
-    """Check a page in both colour schemes, on a desktop and on a phone, where nothing is wider than the screen."""
-    for scheme in ("light", "dark"):
+    """Check a page on a desktop in light colours and on a phone in dark ones. Nothing is wider than the screen."""
+    for scheme, size in zip(("light", "dark"), SIZES.values(), strict=True):
         await page.emulate_media(color_scheme=scheme)
-        for size in SIZES.values():
-            await page.set_viewport_size(size)
-            assert await findings(page) == [], (scheme, size)
-            wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            assert await page.evaluate(wider) == 0, size
+        await page.set_viewport_size(size)
+        assert await findings(page) == [], (scheme, size)
+        wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert await page.evaluate(wider) == 0, size
 
 
 async def test_everybody_can_use_the_page_without_jobs(stack: Stack, browser: Any, tmp_path: Path) -> None:
