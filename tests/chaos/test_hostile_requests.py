@@ -73,7 +73,7 @@ async def test_no_request_holds_the_event_loop(stack: Stack, channel: grpc.aio.C
 
 
 @pytest.mark.parametrize("kind", REQUESTS.values(), ids=REQUESTS)
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_fields_are_counted_as_protobuf_reads_them(kind: type[Message], data: Any) -> None:
     """Bytes that cannot be counted cannot be parsed, and the count includes every field that protobuf parses."""
