@@ -56,7 +56,7 @@ test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
 endif
 
 .PHONY: test-long
-test-long: $(DEV)/.installed ## Run the tests that make test leaves out because they take long: machines and rollouts, the runbook, most of bench/
+test-long: $(DEV)/.installed ## Run the tests that make test leaves out because they take long: machines and rollouts, the runbook, most of bench/, larger attacks and loads, crashes of workers with torch
 	$(DEV)/bin/python -m pytest -m "long and not vllm" -n 2 --dist loadfile
 
 .PHONY: check

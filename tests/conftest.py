@@ -34,18 +34,16 @@ settings.register_profile("quick", settings.get_profile("suite"), max_examples=2
 settings.load_profile("suite")
 IMPORT_TORCH = frozenset(
     {
-        "tests/chaos/test_crash.py",
         "tests/chaos/test_training.py",
         "tests/contract/test_engine_torch.py",
         "tests/contract/test_engines.py",
         "tests/contract/test_image_engines.py",
         "tests/stack/test_model.py",
         "tests/stack/test_real_engines.py",
-        "tests/stack/test_seats.py",
         "tests/unit/test_training.py",
     }
 )
-"""Test modules whose tests import torch, or start workers with it. Either takes a test process seconds, once."""
+"""Test modules that import torch, or start workers with it, in `make test`. Either takes a process seconds, once."""
 
 
 @pytest.hookimpl(wrapper=True)

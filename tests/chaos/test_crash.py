@@ -30,6 +30,13 @@ TOKENS = 300
 PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
 
 
+ENGINES = [
+    "simulated",
+    pytest.param("torch", marks=pytest.mark.long),
+    pytest.param("vllm", marks=pytest.mark.vllm),
+]
+
+
 class Crashing(NamedTuple):
     stack: Stack
     stub: LlmServiceStub
@@ -55,7 +62,7 @@ class Crashing(NamedTuple):
         return [process for name, process in self.stack.processes.items() if name.startswith("gpu-worker")]
 
 
-@pytest.fixture(scope="module", params=["simulated", "torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=ENGINES)
 async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crashing]:
     engine = request.param
     if engine != "simulated":

@@ -23,7 +23,9 @@ def large_request() -> llm_pb2.SubmitRequest:
 
 
 @pytest.mark.parametrize(
-    ("method", "withheld"), [(SUBMIT, 0), (SUBMIT, 1), (CHECK, 1), (REFLECTION, 1)], ids=lambda value: str(value)[-10:]
+    ("method", "withheld"),
+    [(SUBMIT, 0), (SUBMIT, 1), *(pytest.param(method, 1, marks=pytest.mark.long) for method in (CHECK, REFLECTION))],
+    ids=lambda value: str(value)[-10:],
 )
 async def test_a_gateway_survives_many_large_requests(stack: Stack, method: str, withheld: int) -> None:
     """With 600 requests of 1.9 MB, whole or without their last byte, it stays below 512 MB and serves others."""

@@ -127,6 +127,7 @@ async def test_calls_whose_request_does_not_come_are_ended(stack: Stack) -> None
         assert (await run_job(attacked.stub, new_job(params={"max_tokens": 5}))).states[-1] == "SUCCEEDED"
 
 
+@pytest.mark.long
 async def test_calls_without_a_request_do_not_keep_others_out(stack: Stack) -> None:
     """Jobs are served while such calls exceed GATEWAY_MAX_CALLS. Their timeout is longer than this test."""
 

@@ -135,6 +135,7 @@ async def test_refusals_that_nobody_reads_cost_little(guarded: Guarded) -> None:
     assert resident_bytes(guarded.gateway) - before < 100 * MB
 
 
+@pytest.mark.long
 async def test_many_refusals_leave_nothing_behind(guarded: Guarded) -> None:
     """Neither in memory nor in the log."""
 

@@ -119,8 +119,15 @@ async def others_are_served(attacked: Target) -> None:
     assert len((await watch(attacked.stub, largest)).output) == SIZES["largest"]
 
 
-@pytest.mark.parametrize("connections", [1, 100])
-@pytest.mark.parametrize("method", [GET_STATUS, STREAM_STATUS])
+@pytest.mark.parametrize(
+    ("method", "connections"),
+    [
+        (GET_STATUS, 1),
+        (STREAM_STATUS, 100),
+        pytest.param(GET_STATUS, 100, marks=pytest.mark.long),
+        pytest.param(STREAM_STATUS, 1, marks=pytest.mark.long),
+    ],
+)
 async def test_a_gateway_survives_a_thousand_unread_answers(
     stack: Stack, ids: dict[str, str], method: str, connections: int
 ) -> None:
@@ -137,7 +144,7 @@ async def test_a_gateway_survives_a_thousand_unread_answers(
         assert peak_bytes(attacked.gateway) < 512 * MB
 
 
-@pytest.mark.parametrize("window", [0, 1_000_000])
+@pytest.mark.parametrize("window", [0, pytest.param(1_000_000, marks=pytest.mark.long)])
 async def test_streams_that_stop_reading_cost_little(stack: Stack, ids: dict[str, str], window: int) -> None:
     """300 streams of 2 MB with a connection each, stopped at the start or in the middle, cost less than 50 MB."""
     async with target(stack, ids) as attacked:

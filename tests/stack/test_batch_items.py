@@ -21,6 +21,7 @@ async def stubs(stack: Stack) -> AsyncIterator[Stubs]:
         yield Stubs(FileServiceStub(channel), BatchServiceStub(channel))
 
 
+@pytest.mark.long
 async def test_two_thousand_lines_come_back_once_each(stubs: Stubs) -> None:
     lines = lines_of(LINES, "docstrings")
     defaults = llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=TOKENS))

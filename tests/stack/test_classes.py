@@ -77,7 +77,10 @@ async def at_the_gpu(temporal: Client, id_: str) -> tuple[WorkflowExecutionDescr
 # Turns
 
 
-@pytest.mark.parametrize(("more", "fewer", "queue"), [(HIGH, STANDARD, ""), (BACKGROUND, SCHEDULED, ".background")])
+@pytest.mark.parametrize(
+    ("more", "fewer", "queue"),
+    [(HIGH, STANDARD, ""), pytest.param(BACKGROUND, SCHEDULED, ".background", marks=pytest.mark.long)],
+)
 async def test_a_flood_of_a_class_does_not_starve_the_other_of_its_queue(
     stack: Stack, more: Any, fewer: Any, queue: str
 ) -> None:

@@ -236,6 +236,7 @@ def test_what_a_reader_sees_when_a_process_dies_is_tested() -> None:
         assert f"def {test}(" in (ROOT / file).read_text(), test
 
 
+@pytest.mark.long
 async def test_the_recording_of_the_readme_can_be_made_again() -> None:
     """A new recording has the same events in the same order. Times and the model's text may differ."""
     shown = (ROOT / "README.md").read_text()

@@ -200,6 +200,7 @@ async def test_only_jobs_of_one_user_of_one_tenant_share_cached_prompts(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 async def test_a_world_of_a_real_model_has_texts_and_pictures(real_stack: Stack, engine: str) -> None:
     """The small model fills the forms. What it writes means nothing."""
     if engine != "torch":

@@ -280,7 +280,9 @@ async def test_a_budget_is_exact_across_a_pause(installation: Stack, client: Llm
 OF_ENGINE = {"torch": '{"threads": 1}', "vllm": vllm_variable()}
 
 
-@pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("torch", marks=pytest.mark.long), pytest.param("vllm", marks=pytest.mark.vllm)]
+)
 async def test_the_output_of_a_real_model_is_that_of_a_run_without_pauses(
     installation: Stack, client: LlmServiceStub, engine: str
 ) -> None:
