@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedWriter
 from pathlib import Path
@@ -128,12 +128,18 @@ class Process:
         self._pid = started.pid
         self._end = asyncio.create_task(_end_of_group(started), name=f"end of {self.name}")
 
-    async def wait_ready(self) -> None:
-        """Wait until the probe succeeds. Raises ProcessFailed when the process ends first or takes too long."""
+    async def wait_ready(self, beside: Iterable["Process"] = ()) -> None:
+        """Wait until the probe succeeds. Raises ProcessFailed when the process ends first or takes too long.
+
+        Raises it also when one of those that started `beside` this one ends first.
+        """
         since = time.monotonic()
         while True:
             if not self.running:
                 raise self.failure(f"{self.ending} before it was ready")
+            for other in beside:
+                if not other.running:
+                    raise other.failure(f"{other.ending} before {self.name} was ready")
             if await self._probe(self):
                 return
             if time.monotonic() - since > self._start_timeout:

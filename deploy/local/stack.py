@@ -144,7 +144,7 @@ class Stack:
             servers = [process for name, process in self.processes.items() if name in SERVERS]
             services = [process for name, process in self.processes.items() if name not in SERVERS]
             await self._start(servers)
-            await self._start(services)
+            await self._start(services, servers)
         except BaseException:
             await self._stop()
             raise
@@ -159,12 +159,12 @@ class Stack:
         for process in self.processes.values():
             process.signal(signal.SIGKILL)
 
-    async def _start(self, processes: Collection[Process]) -> None:
+    async def _start(self, processes: Collection[Process], servers: Collection[Process] = ()) -> None:
         since = time.monotonic()
         for process in processes:
             await process.start()
         for process in processes:
-            await process.wait_ready()
+            await process.wait_ready(beside=[*servers, *processes])
             words = f"ready after {time.monotonic() - since:.1f} s"
             address = self._addresses.get(process.name)
             self._report(process.name, f"{words} on {address}" if address else words)

@@ -249,6 +249,19 @@ async def test_a_process_that_ends_while_it_starts_shows_why_and_stops_the_rest(
     assert not stack.processes["nats"].running
 
 
+async def test_a_server_that_ends_while_the_services_start_is_named_at_once(settings: StackSettings) -> None:
+    def kill(name: str, words: str) -> None:
+        if name == "nats":
+            stack.processes["nats"].signal(signal.SIGKILL)
+
+    # A notifier without Temporal is never ready.
+    stack = Stack(settings, only=("nats", "notifier"), report=kill)
+    with pytest.raises(ProcessFailed, match="nats was ended by SIGKILL before notifier was ready") as failed:
+        await stack.__aenter__()
+    assert "Server is ready" in str(failed.value)
+    assert not stack.processes["notifier"].running
+
+
 async def test_a_process_that_ends_stays_down_in_a_stack_that_nobody_supervises(settings: StackSettings) -> None:
     async with Stack(settings, only=("nats",)) as stack:
         nats = stack.processes["nats"]
