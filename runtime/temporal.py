@@ -27,6 +27,7 @@ from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCSt
 from encryption import Encryption
 from payload_converter.encryption import encrypting
 from runtime import temporal_log
+from runtime.encryption_health import want_keys
 from runtime.environment import WrongSetting
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
@@ -112,8 +113,8 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     if settings.version is not None:
         readiness.describe(version=settings.version.to_canonical_string())
+    want_keys(readiness, encryption)
     if encryption is not None:
-        readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
         await encryption.wait_for_keys()
     readiness.need("temporal", "does not answer", ready)
     namespace = _Namespace(connected)

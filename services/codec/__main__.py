@@ -9,6 +9,7 @@ from runtime import process
 from runtime.auth import keep_refreshing
 from runtime.auth_settings import open_authenticators
 from runtime.background import beside
+from runtime.encryption_health import want_keys
 from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
 from services.codec.audit import recording
@@ -34,8 +35,7 @@ async def main() -> None:
         # An alert sees the first one that is lost only if there was a sample before.
         lost.add(0)
         authenticators, encryption = await open_authenticators(settings, readiness), open_encryption()
-        if encryption is not None:
-            readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
+        want_keys(readiness, encryption)
         async with (
             beside(keep_refreshing(authenticators)),
             recording(settings.audit, lost) as log,

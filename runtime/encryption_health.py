@@ -1,0 +1,10 @@
+"""Reports the keys of encryption at /readyz."""
+
+from encryption import Encryption
+from runtime.health import Readiness
+
+
+def want_keys(readiness: Readiness, encryption: Encryption | None) -> None:
+    """Report keys that are not available as degraded. Does nothing without encryption."""
+    if encryption is not None:
+        readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
