@@ -11,7 +11,7 @@ from deploy.local.demo_training import ENVIRONMENT, KINDS, demo_training
 from deploy.local.hints import hints
 from deploy.local.ports import require_free
 from deploy.local.settings import StackSettings
-from deploy.local.stack import Stack
+from deploy.local.stack import Stack, ignored_variables
 from deploy.local.supervisor import supervise
 from durable_llm.errors import CredentialMissing
 
@@ -49,6 +49,8 @@ async def run(command: str, settings: StackSettings) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    if ignored := ignored_variables():
+        _report("stack", f"starts its own Temporal, and passes none of these on: {', '.join(ignored)}")
     if command == "demo":
         require_free(stack.ports.demo_webhook, "demo_webhook")
     try:

@@ -229,4 +229,10 @@ def _make_private(state_dir: Path) -> None:
 
 def _inherited_environment() -> dict[str, str]:
     """Return the environment of this process without variables that would connect a service to another Temporal."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+    ignored = ignored_variables()
+    return {name: value for name, value in os.environ.items() if name not in ignored}
+
+
+def ignored_variables() -> list[str]:
+    """Return the names of this process's variables that its services do not get."""
+    return sorted(name for name in os.environ if name.startswith("TEMPORAL_"))

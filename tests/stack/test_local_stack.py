@@ -81,11 +81,13 @@ async def test_no_process_survives_a_supervisor_that_is_killed(settings: StackSe
 async def test_up_stops_everything_when_told_to_and_ends_with_status_0(settings: StackSettings) -> None:
     up = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.local", "up"),
-        env=environment(settings),
+        env=environment(settings) | {"TEMPORAL_DEPLOYMENT_NAME": "durable-llm", "TEMPORAL_WORKER_BUILD_ID": "2"},
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
     assert up.stdout is not None
+    first = await up.stdout.readline()
+    assert b"TEMPORAL_DEPLOYMENT_NAME, TEMPORAL_WORKER_BUILD_ID" in first
     async for line in up.stdout:
         if line.startswith(b"Ctrl-C"):
             break
