@@ -10,7 +10,6 @@ import binascii
 import copy
 import hashlib
 import hmac
-import logging
 import secrets
 from collections.abc import Sequence
 from typing import Final, TypeAlias
@@ -21,7 +20,6 @@ from jobs.field_rules import Violation
 from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.grpc_auth import current_caller
 
-_log = logging.getLogger(__name__)
 PageRequest: TypeAlias = (
     llm_pb2.ListRequest
     | file_pb2.ListFilesRequest
@@ -41,10 +39,6 @@ class PageTokens:
 
     def __init__(self, key: SecretStr | None) -> None:
         """Without a key, tokens are valid only for this object."""
-        if key is None:
-            _log.info(
-                "page tokens of List are valid at this gateway only, until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
-            )
         self.refused = Violation("page_token", _RULE + _OF_THIS_PROCESS if key is None else _RULE)
         """What is wrong with a page token that unseal() or Temporal refuses."""
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()

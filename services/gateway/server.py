@@ -1,5 +1,6 @@
 """The half of the gateway that serves the API: its parts joined, from listening to the last call's end."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -72,6 +73,8 @@ from services.gateway.streams.streams import Streams
 from services.gateway.submission import JobSubmission
 from store.store import Store
 
+_log = logging.getLogger(__name__)
+
 
 @asynccontextmanager
 async def serving_api(
@@ -101,6 +104,10 @@ async def serving_api(
     audit = open_audit(settings, metrics.audit_lost)
     inputs = JobInputs(client)
     streams = Streams(reader, feed, settings, metrics, store)
+    if settings.page_token_key is None:
+        _log.info(
+            "page tokens of List are valid at this gateway only, until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
+        )
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)

@@ -38,7 +38,7 @@ class Workflow:
     data_converter = data_converter
     namespace = "default"
 
-    def __init__(self, *answers: internal_pb2.PipelineRecord, events: Iterable[HistoryEvent] = ()) -> None:
+    def __init__(self, *answers: internal_pb2.PipelineRecord | RPCError, events: Iterable[HistoryEvent] = ()) -> None:
         self.answers, self.events = [*answers], [*events]
         self.description: WorkflowExecutionDescription | None = None
 
@@ -52,7 +52,9 @@ class Workflow:
     async def query(self, *_: Any, **__: Any) -> internal_pb2.PipelineRecord:
         if not self.answers:
             raise RPCError("the task is in a failed state", RPCStatusCode.FAILED_PRECONDITION, b"")
-        return self.answers.pop(0)
+        if isinstance(answer := self.answers.pop(0), RPCError):
+            raise answer
+        return answer
 
     async def fetch_history_events(self, **_: Any) -> AsyncIterator[HistoryEvent]:
         for event in self.events:
@@ -212,3 +214,15 @@ async def test_a_pipeline_that_an_operator_has_ended_has_its_id_where_its_workfl
         await reader.record_of(described(50))
     found = await reader.record_of(described(52, status=WorkflowExecutionStatus.TERMINATED))
     assert (found.status.pipeline_id, found.status.state) == (ID, llm_pb2.JOB_STATE_CANCELLED)
+
+
+async def test_an_ended_pipeline_whose_workflow_has_no_time_to_answer_is_asked_again() -> None:
+    """It was answered without steps, as one whose code has changed."""
+    left = new_status(ID, RUN.pipeline, RUN.options)
+    left.state = llm_pb2.JOB_STATE_SUCCEEDED
+    ended = described(52, status=WorkflowExecutionStatus.COMPLETED, left=left)
+    late = RPCError("Timeout expired", RPCStatusCode.CANCELLED, b"")
+    reader = PipelineReader(cast("Client", Workflow(late, record_of(2))), cast("DeliveryReader", NoDeliveries()))
+    with pytest.raises(RPCError, match="Timeout expired"):
+        await reader.record_of(ended)
+    assert len((await reader.record_of(ended)).nodes) == 2

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from llm_pb import internal_pb2
 from services.gateway.quotas import ledgers
@@ -15,7 +16,8 @@ from services.gateway.quotas.ledgers import SlotReleases
 class _Temporal:
     """Takes a signal when the test lets it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *failures: RPCStatusCode) -> None:
+        self.failures = [*failures]
         self.released: list[str] = []
         self.may_end = asyncio.Semaphore(0)
 
@@ -24,6 +26,8 @@ class _Temporal:
 
     async def signal(self, _: str, request: internal_pb2.ReleaseRequest, **__: Any) -> None:
         await self.may_end.acquire()
+        if self.failures:
+            raise RPCError("not now", self.failures.pop(0), b"")
         self.released += request.workflow_ids
 
 
@@ -44,3 +48,21 @@ async def test_a_slot_that_waits_for_its_group_is_released_after_its_job_has_end
         while len(temporal.released) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert temporal.released == ["job-0", "job-1", "job-2"]
+
+
+@pytest.mark.parametrize("failure", [RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED])
+async def test_a_slot_is_released_though_the_call_took_longer_than_it_may(failure: RPCStatusCode) -> None:
+    """All slots of its group were dropped, up to 500."""
+    temporal = _Temporal(failure, failure)
+    for _ in range(3):
+        temporal.may_end.release()
+    await SlotReleases(cast("Client", temporal)).release("ledger", "job", 0)
+    assert temporal.released == ["job"]
+
+
+async def test_a_slot_of_a_ledger_that_is_gone_is_asked_for_once(caplog: pytest.LogCaptureFixture) -> None:
+    temporal = _Temporal(RPCStatusCode.NOT_FOUND)
+    temporal.may_end.release()
+    await SlotReleases(cast("Client", temporal)).release("ledger", "job", 0)
+    assert temporal.released == []
+    assert "the slot of job was not released" in caplog.text

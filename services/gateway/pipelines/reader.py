@@ -17,6 +17,7 @@ from temporalio.client import (
 )
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
 from jobs import names
 from jobs.ids import trace_id
@@ -109,6 +110,9 @@ class PipelineReader:
         status = await closed_status(description)
         try:
             record, answered = await self._ask(description)
+        except RPCError:
+            # Temporal or the workflow worker has no time for it now. The tree is there.
+            raise
         except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
             record, answered = internal_pb2.PipelineRecord(status=status), False

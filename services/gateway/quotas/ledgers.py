@@ -39,6 +39,14 @@ _MAX_RELEASES: Final = 100_000
 """Maximum number of releases that wait for one ledger. Beyond it the ledger's checks have to find the ended jobs."""
 _RETRY: Final = timedelta(milliseconds=50)
 _RELEASE_TIMEOUT: Final = timedelta(seconds=5)
+_PASSING: Final = (
+    RPCStatusCode.ABORTED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.UNAVAILABLE,
+)
+"""Failures of a release that pass. The SDK gives up a call after its timeout."""
 _REFUSALS: Final = (names.QUOTA_REACHED, names.TOKENS_RESERVED, names.TOKENS_USED)
 
 
@@ -225,8 +233,17 @@ class SlotReleases:
             reservations=_reservations(jobs),
         )
         handle = self._client.get_workflow_handle(ledger)
-        await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
-        return [None] * len(jobs)
+        while True:
+            try:
+                await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
+            except RPCError as error:
+                if error.status not in _PASSING:
+                    raise
+                # A busy Temporal has perhaps taken it. The ledger releases no slot twice.
+                _log.info("%s did not take a release: %s %s", ledger, error.status.name, error)
+                await asyncio.sleep(_RETRY.total_seconds())
+            else:
+                return [None] * len(jobs)
 
 
 def _note_failure(ledger: str, job_id: str, adding: "asyncio.Task[None]") -> None:

@@ -125,12 +125,13 @@ class _Pieces:
         self._refused = self._refused or bool(choice.delta.refusal)
         # Half of a surrogate pair is no text.
         text = (choice.delta.content or "").encode(errors="replace").decode()
-        logprobs = tuple(_logprobs(choice.logprobs, self._bytes)) if self._logprobs else ()
+        end = self._bytes + len(text.encode())
+        logprobs = tuple(_logprobs(choice.logprobs, self._bytes, end)) if self._logprobs else ()
         if not (text or logprobs):
             return None
         if self._logprobs and not logprobs:
             raise UnsupportedParams("params.logprobs: the provider returns none")
-        self._bytes += len(text.encode())
+        self._bytes = end
         count = len(logprobs) if self._logprobs else 1
         self._tokens += count
         return Output(text, (0,) * count, 0, logprobs=logprobs)
@@ -207,14 +208,17 @@ def chat_request(job: llm_pb2.JobRequest, room: int, options: OpenAIOptions) -> 
     return request
 
 
-def _logprobs(logprobs: ChoiceLogprobs | None, offset: int) -> Iterator[llm_pb2.TokenLogprobs]:
+def _logprobs(logprobs: ChoiceLogprobs | None, offset: int, end: int) -> Iterator[llm_pb2.TokenLogprobs]:
+    """Yield the places of a chunk, whose text begins at `offset` and ends at `end`."""
     for place in (logprobs.content if logprobs else None) or ():
         yield llm_pb2.TokenLogprobs(
             chosen=llm_pb2.TokenLogprob(token=place.token, logprob=place.logprob),
             top=[llm_pb2.TokenLogprob(token=top.token, logprob=top.logprob) for top in place.top_logprobs],
             offset=offset,
         )
-        offset += len(place.token.encode(errors="replace"))
+        # A part of a character is shown as a character of its own, and some tokens are no text.
+        size = len(place.token.encode(errors="replace")) if place.bytes is None else len(place.bytes)
+        offset = min(offset + size, end)
 
 
 def create(config: EngineConfig) -> OpenAIEngine:
