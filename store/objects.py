@@ -49,6 +49,7 @@ class ObjectStore:
         self._store = store
         self._seconds = timeout.total_seconds()
         self._folder = folder
+        self._inode = None if folder is None else _inode(folder)
 
     def of_tenant(self, tenant: str) -> "ObjectStore":
         """See Store."""
@@ -212,9 +213,9 @@ class ObjectStore:
                 return await asked
 
     async def _require_folder(self) -> None:
-        """Raise StoreUnavailable when the folder is not mounted: the library would create an empty one."""
-        if self._folder is not None and not await self._answer(asyncio.to_thread(self._folder.is_dir)):
-            raise StoreUnavailable(f"the folder {self._folder} of the store is not there")
+        """Raise StoreUnavailable when the folder is not mounted. Another process may have created an empty one."""
+        if self._folder is not None and await self._answer(asyncio.to_thread(_inode, self._folder)) != self._inode:
+            raise StoreUnavailable(f"the folder {self._folder} of the store is not there, or is another one")
 
 
 class _GivenUpError(Exception):
@@ -234,6 +235,10 @@ def _errors() -> Iterator[None]:
         raise StoreUnavailable("the store has not answered in time") from None
     except (BaseError, OSError) as error:
         raise StoreUnavailable(f"the store fails: {_line(error)}") from None
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.is_dir() else None
 
 
 def _line(error: Exception) -> str:

@@ -357,3 +357,16 @@ def test_half_a_credential_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_ACCESS_KEY_ID", "id")
     with pytest.raises(ValueError, match="STORE_SECRET_ACCESS_KEY"):
         StoreSettings()
+
+
+async def test_a_folder_that_another_has_replaced_is_a_store_that_is_away(
+    folder: Path, in_folder: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that started meanwhile created it again. All objects were missing then, as if they were deleted."""
+    stored = await put(in_folder, b"kept")
+    shutil.move(folder, folder.with_name("away"))
+    open_with({"STORE_URL": f"file://{folder}"}, monkeypatch)
+    await assert_away(in_folder, stored)
+    shutil.rmtree(folder)
+    shutil.move(folder.with_name("away"), folder)
+    assert await read(in_folder, stored) == b"kept"
