@@ -11,7 +11,8 @@ from typing import Any
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetStickyTaskQueueRequest
-from temporalio.client import Client
+from temporalio.client import Client, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
+from temporalio.client import Interceptor as ClientInterceptor
 from temporalio.service import RPCError
 from temporalio.worker import (
     HandleQueryInput,
@@ -21,7 +22,8 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
-from services.gateway.workflow_runner import ContainedRunner, patient
+from runtime.queries import EARLY, AskingAgain
+from services.gateway.workflow_runner import ContainedRunner, prepared
 from tests.support.replays import Handle, has, replay
 
 NOOP = "Noop"
@@ -87,40 +89,67 @@ class SecondMeanwhile(Interceptor):
 
 def gateway(temporal: Client, queue: str, *interceptors: Interceptor) -> Worker:
     """Return a worker that runs workflows as that of a gateway does, but few at a time."""
-    return patient(
-        Worker(
-            temporal,
-            task_queue=queue,
-            workflows=[TwoSignals],
-            activities=[noop],
-            interceptors=interceptors,
-            workflow_runner=ContainedRunner(),
-            max_concurrent_workflow_tasks=2,
-        )
+    runner = ContainedRunner()
+    worker = Worker(
+        temporal,
+        task_queue=queue,
+        workflows=[TwoSignals],
+        activities=[noop],
+        interceptors=interceptors,
+        workflow_runner=runner,
+        max_concurrent_workflow_tasks=2,
     )
+    return prepared(worker, runner)
 
 
-async def asked_before_its_task(temporal: Client, handle: Handle) -> bool | None:
-    """Ask a workflow that no worker has, and send the first signal; return the answer. None if there is none."""
-    asking: asyncio.Task[bool] = asyncio.create_task(handle.query("has_come", "first", result_type=bool))
+class Noting(ClientInterceptor):
+    """Counts the queries that were refused."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:  # noqa: A002
+        """Return what notes refusals."""
+        noting = self
+
+        class Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:  # noqa: A002
+                try:
+                    return await super().query_workflow(input)
+                except WorkflowQueryFailedError as error:
+                    noting.refused += error.message == EARLY
+                    raise
+
+        return Outbound(next)
+
+
+def asking(temporal: Client, noting: Noting) -> Client:
+    """Return a client that asks as those of the services do."""
+    return Client(temporal.service_client, data_converter=temporal.data_converter, interceptors=[AskingAgain(), noting])
+
+
+async def ask_before_its_task(handle: Handle) -> None:
+    """Ask a workflow that no worker has, and send the first signal."""
+    question = asyncio.create_task(handle.query("has_come", "first"))
     # Nothing shows that Temporal has taken it in.
     await asyncio.sleep(0.3)
     await handle.signal("come", "first")
     try:
-        return await asking
+        assert await question
     except RPCError:
         # Temporal knows of no worker that might answer.
         await handle.signal("come", "second")
-        return None
 
 
 async def test_a_query_brings_no_events_of_a_task_that_has_not_started(temporal: Client) -> None:
+    noting = Noting()
+    client = asking(temporal, noting)
     for _ in range(ROUNDS):
         queue = f"queried-{uuid.uuid4().hex}"
         handles: list[Handle] = []
         async with gateway(temporal, queue):
             for number in range(AT_ONCE):
-                handles.append(await temporal.start_workflow("TwoSignals", id=f"{queue}-{number}", task_queue=queue))
+                handles.append(await client.start_workflow("TwoSignals", id=f"{queue}-{number}", task_queue=queue))
             for handle in handles:
                 assert not await handle.query("has_come", "first")
         for handle in handles:
@@ -128,24 +157,24 @@ async def test_a_query_brings_no_events_of_a_task_that_has_not_started(temporal:
             await temporal.workflow_service.reset_sticky_task_queue(
                 ResetStickyTaskQueueRequest(namespace=temporal.namespace, execution=execution)
             )
-        asking = [asyncio.create_task(asked_before_its_task(temporal, handle)) for handle in handles]
+        questions = [asyncio.create_task(ask_before_its_task(handle)) for handle in handles]
         await asyncio.sleep(0.6)
         async with gateway(temporal, queue, SecondMeanwhile(temporal)):
-            answers = await asyncio.gather(*asking)
+            await asyncio.gather(*questions)
             for handle in handles:
                 await handle.result()
         for handle in handles:
             assert not await has(handle, "workflow_task_failed_event_attributes")
             await replay(handle, TwoSignals)
-        if False in answers:
-            # The query came before the task of the first signal.
+        if noting.refused:
             return
     raise AssertionError("no query has come before a workflow task")
 
 
 async def test_a_workflow_that_was_terminated_before_a_task_answers(temporal: Client) -> None:
+    noting = Noting()
     queue = f"queried-{uuid.uuid4().hex}"
-    handle: Handle = await temporal.start_workflow("TwoSignals", id=queue, task_queue=queue)
+    handle: Handle = await asking(temporal, noting).start_workflow("TwoSignals", id=queue, task_queue=queue)
     async with gateway(temporal, queue):
         await handle.query("has_come", "first")
     await handle.signal("come", "first")
@@ -153,3 +182,4 @@ async def test_a_workflow_that_was_terminated_before_a_task_answers(temporal: Cl
     async with gateway(temporal, queue):
         for _ in range(3):
             assert not await handle.query("has_come", "first")
+    assert noting.refused
