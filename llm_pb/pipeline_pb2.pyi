@@ -1036,7 +1036,7 @@ class StepStatus(_message.Message):
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
         """The output of the step, where it is a file: of a job over 64 KiB. The image of a step that makes one. Output and errors of a
-        batch.
+        batch that has succeeded; those of another one are in its own status, which GetBatch returns.
         """
 
     @_builtins.property
