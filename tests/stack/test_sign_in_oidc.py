@@ -303,7 +303,7 @@ async def test_a_renewed_token_that_is_too_large_is_not_kept(
     stack: Stack, site: Site, provider: OpenIdProvider
 ) -> None:
     """The session goes on with the token that it has, and the person can sign in and out."""
-    provider.life, provider.refreshes = 20, True
+    provider.life, provider.refreshes = 40, True
     async with site.browser(stack) as browser:
         assert (await sign_in(browser)).status_code == 303
         provider.padding = "x" * 8500

@@ -20,6 +20,9 @@ from services.codec.settings import CodecSettings
 from tests.support.certificates import Authority
 from tests.support.credentials import Issuer, KeyFile
 
+# A check of a file needs a thread of the event loop. Other tests may have left work in those of the session's.
+pytestmark = pytest.mark.asyncio(loop_scope="function")
+
 
 async def degraded(readiness: Readiness) -> list[str]:
     return [*(await asyncio.to_thread(readiness.readyz))["degraded"]]
