@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from encryption import EncryptionSettings
 from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from llm_pb import llm_pb2
@@ -34,6 +35,7 @@ PAIR = AUTHORITY.issue("any")
 TLS = {"tls.crt": PAIR.cert.read_text(), "tls.key": PAIR.key.read_text(), "ca.crt": AUTHORITY.pem.decode()}
 SECRETS = {
     "api-keys": {"keys.json": "[]"},
+    "encryption": {"keyring.json": json.dumps({"current": "1", "keys": {"1": base64.b64encode(bytes(32)).decode()}})},
     "gateway": {"page-token-key": "k" * 32},
     "gateway-tls": TLS,
     "http-session-key": {"key": base64.b64encode(bytes(32)).decode()},
@@ -287,6 +289,18 @@ def test_every_name_and_selector_finds_something(objects: tuple[dict[str, Any], 
     assert not [name for name in SECRETS if f"`{name}`" not in page]
 
 
+def test_what_reads_payloads_has_the_keys(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+    encrypts = "encryption-keys" in map(name_of, of_kind(objects, "PersistentVolumeClaim"))
+    assert encrypts == (objects == built(VERSIONED))
+    reading = {pod.name for pod in pods if EncryptionSettings in SETTINGS[pod.service]}
+    assert {pod.service for pod in pods if pod.name not in reading} == {"http"}
+    assert {pod.name for pod in pods if "ENCRYPTION_KEY_STORE" in pod.environment} == (reading if encrypts else set())
+    for pod in pods:
+        if "ENCRYPTION_KEY_STORE" in pod.environment:
+            (mount,) = [one for one in pod.container["volumeMounts"] if one["name"] == "encryption-keys"]
+            assert mount["mountPath"] == pod.environment["ENCRYPTION_KEY_STORE"]
+
+
 def labels_of(one: dict[str, Any]) -> dict[str, str]:
     return dict(one["metadata"].get("labels", {}))
 
@@ -404,6 +418,8 @@ def test_versions_have_the_pods_of_what_they_replace() -> None:
     (versioned,) = of_kind(built(VERSIONED), "WorkerDeployment")
     (plain,) = [one for one in of_kind(built(EVERYTHING), "Deployment") if name_of(one) == "gateway-workflows"]
     ours, theirs = (one["spec"]["template"]["spec"]["containers"][0] for one in (plain, versioned))
+    # The example with versions has encryption, too.
+    theirs = {**theirs, "env": [one for one in theirs["env"] if not one["name"].startswith("ENCRYPTION_")]}
     assert {key: ours[key] for key in ("image", "env", "resources", "livenessProbe")} == {
         key: theirs[key] for key in ("image", "env", "resources", "livenessProbe")
     }
