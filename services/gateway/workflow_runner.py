@@ -8,6 +8,7 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstance, WorkflowInstanceDetails
 
+from jobs import names
 from jobs.pipelines import TASK_TIMEOUT
 from runtime.queries import EARLY
 
@@ -20,8 +21,8 @@ _MAX_REFUSED: Final = 1000
 class ContainedRunner(UnsandboxedWorkflowRunner):
     """Fails the task of a workflow that calls sys.exit() in a task of its own, and not the process.
 
-    What the code of a pipeline raises itself ends the pipeline: see pipelines.errors.contained(). Queries that come
-    with early events are refused: see _InTurn.
+    What the code of a pipeline raises itself ends the pipeline: see pipelines.errors.contained(). Its queries that come
+    with early events are refused: see _InTurn. The code of other workflows makes its commands one after the other.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,9 @@ class ContainedRunner(UnsandboxedWorkflowRunner):
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         """Create the instance of a workflow."""
         instance = super().create_instance(det)
-        activate = _InTurn(instance.activate, self._refuses, self.evict).activate
+        activate = instance.activate
+        if det.info.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+            activate = _InTurn(activate, self._refuses, self.evict).activate
 
         def contained(act: WorkflowActivation) -> WorkflowActivationCompletion:
             try:

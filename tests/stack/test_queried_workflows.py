@@ -1,6 +1,6 @@
-"""A query does not bring a workflow events for which no workflow task has started.
+"""A query does not bring a pipeline events for which no workflow task has started.
 
-The SDK runs a workflow with such events (temporalio 1.35), and makes commands in an order that no replay repeats.
+The SDK (temporalio 1.35) runs a workflow with such events, and a replay may find its commands in another order.
 """
 
 import asyncio
@@ -22,12 +22,14 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from jobs import names
 from runtime.queries import EARLY, AskingAgain
 from services.gateway.workflow_runner import ContainedRunner, prepared
 from tests.support.replays import Handle, has, replay
 
 NOOP = "Noop"
 ROUNDS, AT_ONCE = 10, 6
+TYPE = names.PIPELINE_WORKFLOW_TYPE
 
 
 @activity.defn(name=NOOP)
@@ -35,7 +37,7 @@ async def noop() -> None:
     pass
 
 
-@workflow.defn(name="TwoSignals")
+@workflow.defn(name=TYPE)
 class TwoSignals:
     """Makes its two commands in an order that depends on whether both signals come at once."""
 
@@ -149,7 +151,7 @@ async def test_a_query_brings_no_events_of_a_task_that_has_not_started(temporal:
         handles: list[Handle] = []
         async with gateway(temporal, queue):
             for number in range(AT_ONCE):
-                handles.append(await client.start_workflow("TwoSignals", id=f"{queue}-{number}", task_queue=queue))
+                handles.append(await client.start_workflow(TYPE, id=f"{queue}-{number}", task_queue=queue))
             for handle in handles:
                 assert not await handle.query("has_come", "first")
         for handle in handles:
@@ -174,7 +176,9 @@ async def test_a_query_brings_no_events_of_a_task_that_has_not_started(temporal:
 async def test_a_workflow_that_was_terminated_before_a_task_answers(temporal: Client) -> None:
     noting = Noting()
     queue = f"queried-{uuid.uuid4().hex}"
-    handle: Handle = await asking(temporal, noting).start_workflow("TwoSignals", id=queue, task_queue=queue)
+    handle: Handle = await asking(temporal, noting).start_workflow(
+        names.PIPELINE_WORKFLOW_TYPE, id=queue, task_queue=queue
+    )
     async with gateway(temporal, queue):
         await handle.query("has_come", "first")
     await handle.signal("come", "first")
