@@ -299,6 +299,7 @@ def test_what_reads_payloads_has_the_keys(objects: tuple[dict[str, Any], ...], p
         if "ENCRYPTION_KEY_STORE" in pod.environment:
             (mount,) = [one for one in pod.container["volumeMounts"] if one["name"] == "encryption-keys"]
             assert mount["mountPath"] == pod.environment["ENCRYPTION_KEY_STORE"]
+            assert pod.environment["ENCRYPTION_KEYRING"] in pod.files
 
 
 def labels_of(one: dict[str, Any]) -> dict[str, str]:
