@@ -30,7 +30,6 @@ from runtime import temporal_log
 from runtime.encryption_health import want_keys
 from runtime.environment import WrongSetting
 from runtime.health import CHECK_TIMEOUT, Readiness
-from runtime.queries import AskingAgain
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
 from runtime.worker_versioning import WorkerVersioning
 
@@ -131,7 +130,6 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
                     # The files of TLS may have changed since the last try.
                     **profile.to_client_connect_config(),
                     data_converter=encrypting(encryption),
-                    interceptors=[AskingAgain()],
                     plugins=plugins,
                     runtime=runtime,
                     keep_alive_config=_KEEP_ALIVE,

@@ -58,7 +58,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
-from services.gateway.workflow_runner import ContainedRunner, prepared
+from services.gateway.workflow_runner import ContainedRunner, patient
 from store.store import Store
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
@@ -250,7 +250,6 @@ def workflow_worker(
     texts, files = PipelineTexts(file_reader, produced, file_quotas, store), FileRemoval(store, file_quotas)
     steps = DeletionSteps(client, feed, answers, reader, deliveries, settings, encryption, store)
     owned = OwnedDeletion(client, encryption)
-    runner = ContainedRunner()
     worker = Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
@@ -285,7 +284,7 @@ def workflow_worker(
         ],
         # The sandbox imports the workflow's module again for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
-        workflow_runner=runner,
+        workflow_runner=ContainedRunner(),
         max_concurrent_activities=_MAX_ACTIVITIES,
         max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.
@@ -293,4 +292,4 @@ def workflow_worker(
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
         graceful_shutdown_timeout=settings.shutdown_grace,
     )
-    return prepared(worker, runner)
+    return patient(worker)
