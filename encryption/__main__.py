@@ -52,12 +52,13 @@ def main() -> None:
             if isinstance(wrapper, Keyring) and settings.keyring is not None and not settings.keyring.exists():
                 wrapper.turn()
             return
-        store.check()
         if arguments.command == "turn":
             if not isinstance(wrapper, Keyring):
                 sys.exit("KMS rotates its keys itself")
             sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
-        elif arguments.command == "rewrap":
+            return
+        store.check()
+        if arguments.command == "rewrap":
             sys.stdout.write(f"data keys wrapped by the current key: {asyncio.run(_rewrap(store, wrapper))}\n")
         elif arguments.command == "hash":
             keys, tenant = DataKeys(store, wrapper), checked_tenant(arguments.tenant)

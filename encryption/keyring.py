@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,13 @@ class _File(BaseModel):
 
     current: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     keys: dict[str, SecretStr]
+
+
+def with_new_key(keys: Mapping[str, str]) -> tuple[str, str]:
+    """Return the id of a new key, and the text of a keyring with it, as the current one, and the keys given."""
+    key_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(2).hex()}"
+    new = base64.b64encode(os.urandom(KEY_BYTES)).decode()
+    return key_id, json.dumps({"current": key_id, "keys": {**keys, key_id: new}}, indent=2)
 
 
 class Keyring:
@@ -65,10 +73,9 @@ class Keyring:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with durable_file.locked(self._path.parent):
             file = self._read() if self._path.exists() else None
-            key_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(2).hex()}"
             keys = {name: key.get_secret_value() for name, key in file.keys.items()} if file else {}
-            keys[key_id] = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-            durable_file.replace(self._path, json.dumps({"current": key_id, "keys": keys}, indent=2))
+            key_id, text = with_new_key(keys)
+            durable_file.replace(self._path, text)
         return key_id
 
     def _aead(self, file: _File, key_id: str) -> AESGCM:

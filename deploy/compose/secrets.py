@@ -1,4 +1,6 @@
-"""`make secrets`: creates the secrets of compose.yaml, in files next to it. Files that exist stay.
+"""`make secrets`: creates the secrets of compose.yaml and compose.encryption.yaml, in files next to them.
+
+Files that exist stay.
 
 Only the owner of the folder can reach its files. They are readable for everybody inside it, because Compose mounts each
 one by itself, and the containers run as users of their own.
@@ -16,6 +18,8 @@ from typing import Final
 
 import nkeys
 import trustme
+
+from encryption.keyring import with_new_key
 
 FOLDER: Final = Path(__file__).parent / "secrets"
 _NATS: Final = "nats"
@@ -64,6 +68,11 @@ def _session_key() -> str:
     return base64.b64encode(os.urandom(32)).decode() + "\n"
 
 
+def _keyring() -> str:
+    _, text = with_new_key({})
+    return text
+
+
 def _new_seed() -> str:
     seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     return seed.decode()
@@ -82,6 +91,7 @@ _TEXTS: Final[Mapping[str, Callable[[], str]]] = {
     "grafana-password": _password,
     "page-token-key": _password,
     "session-keys": _session_key,
+    "keyring.json": _keyring,
 }
 
 

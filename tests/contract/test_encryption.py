@@ -632,6 +632,16 @@ async def test_keys_that_are_added_at_once_are_all_kept(keys: Keys) -> None:
     assert {line.split()[-1] for line in added} <= {*json.loads(keys.ring)["keys"]}
 
 
+async def test_a_turn_needs_no_key_store(keys: Keys, tmp_path: Path) -> None:
+    """The keyring may be on another machine than the volume."""
+    before = json.loads((tmp_path / "keyring.json").read_text())["current"]
+    await command("turn", **{**keys.environment, "ENCRYPTION_KEY_STORE": str(tmp_path / "elsewhere")})
+    after = json.loads((tmp_path / "keyring.json").read_text())
+    assert after["current"] != before
+    assert before in after["keys"]
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_turned_keyring_keeps_its_permissions(keys: Keys) -> None:
     """The services may read it by their group."""
     path = Path(keys.environment["ENCRYPTION_KEYRING"])

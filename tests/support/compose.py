@@ -30,6 +30,20 @@ def load(name: str = "compose.yaml", environment: Mapping[str, str] | None = Non
     return loaded
 
 
+def with_override(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Compose file with an override, as `-f compose.yaml -f override.yaml`. Lists are joined."""
+    both = dict(base)
+    for key, value in override.items():
+        match both.get(key), value:
+            case dict() as before, dict():
+                both[key] = with_override(before, value)
+            case list() as before, list():
+                both[key] = [*before, *(one for one in value if one not in before)]
+            case _:
+                both[key] = value
+    return both
+
+
 def mounted(compose: Mapping[str, Any], service: Mapping[str, Any], volumes: Path, secrets: Path) -> dict[str, Path]:
     """Return the files that a container has, each with the file of this machine: secrets, volumes and what they hold.
 

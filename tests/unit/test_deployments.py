@@ -17,10 +17,12 @@ import yaml
 
 from deploy.compose.secrets import EmptySecretError, create_secrets
 from deploy.local.process_specs import _DYNAMIC_CONFIG, OPTIONAL
+from encryption import EncryptionSettings, open_encryption
 from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.environment import setting_names
 from runtime.temporal import TemporalSettings
 from tests.support import compose
+from tests.support.commands import run
 from tests.support.deployments import SETTINGS, dockerfile, ports, problems
 from tests.support.paths import ROOT
 
@@ -29,6 +31,9 @@ STAGES = dockerfile(DOCKERFILE)
 IMAGES = {name: stage for name, stage in STAGES.items() if "ENTRYPOINT" in stage}
 COMPOSE = compose.load()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ENCRYPTED = compose.with_override(COMPOSE, compose.load("compose.encryption.yaml"))
+FILES = {"compose.yaml": COMPOSE, "compose.encryption.yaml": ENCRYPTED}
+"""What runs by compose.yaml, and by it with the override."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_OTHERS = {
     "temporal": 7233,
@@ -68,7 +73,14 @@ def image_of(service: dict[str, Any]) -> str | None:
     return found[1] if found else None
 
 
-OURS = {name: service for name, service in SERVICES.items() if image_of(service) and "entrypoint" not in service}
+def ours(file: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the containers that run a service of the suite."""
+    return {name: one for name, one in file["services"].items() if image_of(one) and "entrypoint" not in one}
+
+
+OURS = ours(COMPOSE)
+EVERY_CONTAINER = [(file, name) for file, read in FILES.items() for name in read["services"]]
+EVERY_SERVICE = [(file, name) for file, read in FILES.items() for name in ours(read)]
 
 
 def environment_of(service: dict[str, Any]) -> dict[str, str]:
@@ -161,10 +173,12 @@ def test_an_image_has_the_packages_of_every_extra_that_a_setting_may_ask_for(loc
         assert {re.split(r"[\[<>=;]", requirement)[0] for requirement in extras[extra]} <= locked
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_container_of_compose_starts_with_what_it_is_given(name: str, secrets: Path, volumes: Path) -> None:
-    service = OURS[name]
-    files = compose.mounted(COMPOSE, service, volumes, secrets)
+@pytest.mark.parametrize(("file", "name"), EVERY_SERVICE)
+def test_a_container_of_compose_starts_with_what_it_is_given(
+    file: str, name: str, secrets: Path, volumes: Path
+) -> None:
+    service = FILES[file]["services"][name]
+    files = compose.mounted(FILES[file], service, volumes, secrets)
     assert not problems(package(image_of(service) or ""), environment_of(service), files)
 
 
@@ -202,9 +216,9 @@ def test_every_role_and_service_runs() -> None:
     }
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
-    service = SERVICES[name]
+@pytest.mark.parametrize(("file", "name"), EVERY_CONTAINER)
+def test_a_container_can_do_no_more_than_it_needs(file: str, name: str) -> None:
+    service = FILES[file]["services"][name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] or name == "temporal-ui"
@@ -212,9 +226,12 @@ def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
     assert not [volume for volume in service.get("volumes", ()) if "docker.sock" in volume]
 
 
-@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"])
-def test_a_container_that_stays_has_limits_and_a_check(name: str) -> None:
-    service = SERVICES[name]
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [(file, name) for file, name in EVERY_CONTAINER if FILES[file]["services"][name]["restart"] == "unless-stopped"],
+)
+def test_a_container_that_stays_has_limits_and_a_check(file: str, name: str) -> None:
+    service = FILES[file]["services"][name]
     assert {"cpus", "memory"} == service["deploy"]["resources"]["limits"].keys()
     check = service.get("healthcheck")
     if check is None:
@@ -281,23 +298,76 @@ def test_containers_find_each_other() -> None:
     assert found > 8
 
 
-def test_whatever_a_container_waits_for_or_mounts_exists(secrets: Path) -> None:
-    used = set()
-    for service in SERVICES.values():
+@pytest.mark.parametrize("file", FILES)
+def test_whatever_a_container_waits_for_or_mounts_exists(file: str, secrets: Path) -> None:
+    used, services, has = set(), FILES[file]["services"], FILES[file]
+    for service in services.values():
         for other, how in service.get("depends_on", {}).items():
-            stays = SERVICES[other]["restart"] == "unless-stopped"
+            stays = services[other]["restart"] == "unless-stopped"
             assert how["condition"] == ("service_healthy" if stays else "service_completed_successfully")
         used |= set(service.get("secrets", ()))
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
-            assert (compose.FOLDER / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+            assert (compose.FOLDER / source).exists() if source.startswith(".") else source in has["volumes"]
         for file in service.get("env_file", ()):
             assert (secrets / Path(file).name).exists()
-    assert used == COMPOSE["secrets"].keys()
-    assert all((secrets / Path(secret["file"]).name).exists() for secret in COMPOSE["secrets"].values())
+    assert used == has["secrets"].keys()
+    assert all((secrets / Path(secret["file"]).name).exists() for secret in has["secrets"].values())
 
 
-@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]], ids=len)
+def test_a_volume_is_mounted_where_the_image_has_a_folder_of_its_user() -> None:
+    """Docker gives a new volume the owner of that folder. Without one it is root's."""
+    text = DOCKERFILE.read_text()
+    own = [set(folders.split()) for folders in re.findall(r"install -d -o 10001 -g 10001 (.+)$", text, re.MULTILINE)]
+    of_vllm, of_others = sorted(own, key=len)
+    for service in ENCRYPTED["services"].values():
+        if image_of(service):
+            mounts = [volume.split(":")[:2] for volume in service.get("volumes", ())]
+            assert {target for source, target in mounts if source in ENCRYPTED["volumes"]} <= of_others
+    assert of_vllm >= {volume.split(":")[1] for volume in ENCRYPTED["services"]["gpu-worker"]["volumes"]}
+
+
+def test_what_reads_payloads_waits_for_the_keys_and_has_them() -> None:
+    services = ENCRYPTED["services"]
+    reading = {name for name, one in OURS.items() if EncryptionSettings in SETTINGS[package(image_of(one) or "")]}
+    assert set(OURS) - reading == {"http"}
+    assert {name for name, one in services.items() if "keyring" in one.get("secrets", ())} == reading | {"encryption"}
+    for name in (*reading, "encryption"):
+        assert f"data-keys:{services[name]['environment']['ENCRYPTION_KEY_STORE']}" in services[name]["volumes"]
+    assert {name for name, one in services.items() if "encryption" in one.get("depends_on", {})} == reading
+
+
+async def test_the_container_of_encryption_may_run_at_each_start(secrets: Path, tmp_path: Path) -> None:
+    """The second run changes nothing: data keys and keyring stay."""
+    service = ENCRYPTED["services"]["encryption"]
+    _, *command = [*service["entrypoint"], *service["command"]]
+    files = compose.mounted(ENCRYPTED, service, tmp_path, secrets)
+    given = {name: str(files[value]) for name, value in service["environment"].items() if value is not None}
+
+    async def after_the_command() -> dict[Path, bytes]:
+        ended = await run(sys.executable, *command, **given)
+        assert ended.status == 0, ended.errors
+        return {path: path.read_bytes() for top in (tmp_path, secrets) for path in top.rglob("*") if path.is_file()}
+
+    await after_the_command()
+    store, keyring = (Path(given[f"ENCRYPTION_{name}"]) for name in ("KEY_STORE", "KEYRING"))
+    encryption = open_encryption(settings=EncryptionSettings(key_store=store, keyring=keyring))
+    assert encryption is not None
+    await encryption.keys.current("")
+    before = {path: path.read_bytes() for path in [keyring, *(path for path in store.rglob("*") if path.is_file())]}
+    assert len(before) > 2
+    assert before.items() <= (await after_the_command()).items()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["compose.yaml"],
+        ["compose.yaml", "compose.gpu.yaml"],
+        ["compose.yaml", "compose.gpu.yaml", "compose.encryption.yaml"],
+    ],
+    ids=len,
+)
 def test_docker_takes_the_files(files: list[str], tmp_path: Path) -> None:
     docker = program("docker")
     if subprocess.run((docker, "compose", "version"), capture_output=True, check=False).returncode:
@@ -414,8 +484,8 @@ def test_the_logs_of_all_containers_reach_loki() -> None:
     assert loki["limits_config"]["allow_structured_metadata"]
     sources = yaml.safe_load((compose.FOLDER / "grafana-datasources.yaml").read_text())["datasources"]
     assert {source["url"] for source in sources} == {"http://prometheus:9090", "http://loki:3100"}
-    own_log = {"otel-collector", "loki", "prometheus", "grafana", "keys"}
-    for name, service in SERVICES.items():
+    own_log = {"otel-collector", "loki", "prometheus", "grafana", "keys", "encryption"}
+    for name, service in ENCRYPTED["services"].items():
         logging = service["logging"]
         assert logging["driver"] == ("local" if name in own_log else "fluentd")
         if name not in own_log:
