@@ -302,6 +302,31 @@ def test_what_reads_payloads_has_the_keys(objects: tuple[dict[str, Any], ...], p
             assert pod.environment["ENCRYPTION_KEYRING"] in pod.files
 
 
+def test_the_volume_of_data_keys_is_made_a_key_store(tmp_path: Path) -> None:
+    """By a Job that may do as little as the services, in their image, and that the next apply can replace."""
+    assert not of_kind(built(EVERYTHING), "Job")
+    (job,) = of_kind(built(VERSIONED), "Job")
+    (gateway,) = [one for one in of_kind(built(VERSIONED), "Deployment") if name_of(one) == "gateway-api"]
+    assert job["spec"]["ttlSecondsAfterFinished"] <= 60, "a Job that is still there cannot get another image"
+    theirs, ours = (one["spec"]["template"]["spec"] for one in (gateway, job))
+    (service,), (container,) = theirs["containers"], ours["containers"]
+    assert ours["restartPolicy"] == "OnFailure"
+    assert container["command"] == ["python", "-m", "encryption", "init"]
+    for key in ("securityContext", "automountServiceAccountToken", "enableServiceLinks"):
+        assert ours[key] == theirs[key]
+    assert [container[key] for key in ("image", "securityContext")] == [
+        service[key] for key in ("image", "securityContext")
+    ]
+    variables = [one for one in service["env"] if one["name"].startswith("ENCRYPTION_")]
+    assert container["env"] == variables
+    names = {"encryption-keys", "encryption", "tmp"}
+    for key, of in (("volumes", (ours, theirs)), ("volumeMounts", (container, service))):
+        mine, all_of_them = ({one["name"]: one for one in each[key]} for each in of)
+        assert mine == {name: all_of_them[name] for name in names}
+    assert dict(mounted(ours, container, tmp_path)).keys() >= {"/run/secrets/encryption/keyring.json"}
+    assert container["resources"].keys() == {"requests", "limits"}
+
+
 def labels_of(one: dict[str, Any]) -> dict[str, str]:
     return dict(one["metadata"].get("labels", {}))
 
