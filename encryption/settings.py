@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from encryption.data_keys import DataKeys
@@ -23,6 +24,7 @@ from encryption.search_hash import SearchHash
 KEY_PATIENCE: Final = timedelta(seconds=20)
 """Maximum wait of a worker for an unavailable key. It is less than the heartbeat timeout."""
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_ARN: Final = re.compile(r"arn:[^:]+:kms:[a-z0-9-]+:[0-9]*:.+")
 _RETRY: Final = timedelta(seconds=1)
 
 _log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class EncryptionSettings(BaseSettings):
     content cannot be read."""
     keyring: Path | None = None
     """File of the key-encryption keys. `python -m encryption init` creates a missing file."""
-    kms_key: str | None = Field(None, pattern=r"^arn:[^:]+:kms:[a-z0-9-]+:[0-9]*:.+$")
+    kms_key: str | None = None
     """ARN of a key of AWS KMS that wraps data keys, instead of a keyring."""
     kms_url: str | None = None
     """URL of another service with the API of KMS, https or on loopback: data keys are sent to it. Unset: AWS's own, in
@@ -52,7 +54,9 @@ class EncryptionSettings(BaseSettings):
 
     @field_validator("kms_key")
     @classmethod
-    def _has_its_library(cls, key: str | None) -> str | None:
+    def _can_be_called(cls, key: str | None) -> str | None:
+        if key is not None and _ARN.fullmatch(key) is None:
+            raise ValueError("must be the ARN of a key, such as arn:aws:kms:eu-central-1:111122223333:key/mrk-1234")
         if key and find_spec("botocore") is None:
             raise ValueError("needs the extra kms, which is not installed")
         return key

@@ -24,7 +24,7 @@ from runtime.auth import Caller, Presented, check_expiry, credential_invalid
 from runtime.files import Reloaded, want_usable
 from runtime.health import Readiness
 from runtime.scopes import SCOPES
-from runtime.tenants import check_tenant
+from runtime.tenants import TenantOrNone
 
 _log = logging.getLogger(__name__)
 PREFIX: Final = "llmk_"
@@ -33,10 +33,6 @@ _ID_CHARACTERS: Final = 12
 _SECRET_CHARACTERS: Final = 43
 """256 bits: 62 to the power of 43 is more than 2 to that of 256."""
 _NO_DIGEST: Final = "0" * 64
-
-
-def _tenant_or_none(tenant: str) -> str:
-    return check_tenant(tenant) if tenant else ""
 
 
 class ApiKey(BaseModel):
@@ -48,7 +44,7 @@ class ApiKey(BaseModel):
     """The part of the key that is no secret."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The SHA-256 of the whole key in hexadecimal."""
-    tenant: Annotated[str, AfterValidator(_tenant_or_none)] = ""
+    tenant: TenantOrNone = ""
     """The tenant whose jobs the key is for. Empty: the jobs without a tenant."""
     scopes: tuple[str, ...]
     user_id: str = ""

@@ -85,7 +85,8 @@ class AuthSettings(ServerTlsSettings):
         of_tokens = {"ISSUER": self.jwt_issuer, "AUDIENCE": self.jwt_audience, "KEYS": self.jwt_keys}
         if any(of_tokens.values()) and not all(of_tokens.values()):
             unset = [f"{prefix}JWT_{name}" for name, value in of_tokens.items() if not value]
-            raise ValueError(f"tokens need {' and '.join(unset)}, too")
+            needed = ", ".join(f"{prefix}JWT_{name}" for name in of_tokens)
+            raise ValueError(f"tokens need all of {needed}: set {' and '.join(unset)}, too")
         authenticated = self.api_keys_file is not None or self.jwt_issuer or self.client_certificates
         if not self.listens or authenticated or self.allow_anonymous or is_loopback(self.host):
             return self

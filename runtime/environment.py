@@ -127,12 +127,32 @@ def setting_problems(error: ValidationError | SettingsError, settings: Collectio
 def _message(problem: ErrorDetails) -> str:
     """Return the message of pydantic, or a clearer one where it speaks of Python and not of a variable."""
     match problem:
-        case {"type": "model_type"}:
+        case {"type": "model_type" | "dict_type"}:
             return "is no JSON object"
+        case {"type": "tuple_type"}:
+            return "is no JSON list"
         case {"type": "too_short", "ctx": {"field_type": "Value", "min_length": least}}:
             # A secret, whose characters pydantic takes for items.
             return f"must have at least {least} character{'s' if least > 1 else ''}"
-    return problem["msg"]
+        case {"type": "too_short", "ctx": {"min_length": least}}:
+            return f"must have at least {least} item{'s' if least > 1 else ''}"
+        case {"type": "time_delta_parsing"}:
+            return "must be a duration such as PT30S"
+        case {"type": "bool_parsing"}:
+            return "must be true or false"
+        case {"type": "int_parsing" | "int_type"}:
+            return "must be a whole number"
+        case {"type": "string_type"}:
+            return "must be text"
+        case {"type": "float_parsing"}:
+            return "must be a number"
+        case {"type": "missing"}:
+            return "is missing"
+        case {"type": "extra_forbidden"}:
+            return "is not known"
+        case {"type": "path_not_directory"}:
+            return "is no folder"
+    return re.sub(r"^(Input|String) should ", "must ", problem["msg"].removeprefix("Value error, "))
 
 
 def _variable(prefix: str, place: tuple[int | str, ...]) -> str:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal, Self, cast
 
 from opentelemetry.sdk.resources import Resource
-from pydantic import Field, model_validator
+from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
@@ -58,12 +58,19 @@ class TemporalSettings(BaseSettings):
     grpc_compression: Literal["none", "gzip"] = "none"
     """Compression of calls to Temporal. `gzip` is for a distant Temporal, in the cloud. With a Temporal nearby it costs
     a tenth of a job's processor time."""
-    deployment_name: str = Field("", pattern=r"^[^.:]*$")
+    deployment_name: str = ""
     """The Worker Deployment of Temporal that the workers of the process belong to. Set TEMPORAL_WORKER_BUILD_ID, too.
     They get no task until a version of the deployment is its current one. Unset: the workers have no version."""
     worker_build_id: str = ""
     """The version of the code that the process runs, the tag of its image for example. Together with
     TEMPORAL_DEPLOYMENT_NAME."""
+
+    @field_validator("deployment_name")
+    @classmethod
+    def _names_a_deployment(cls, name: str) -> str:
+        if "." in name or ":" in name:
+            raise ValueError("must have no dot and no colon")
+        return name
 
     @property
     def version(self) -> WorkerDeploymentVersion | None:

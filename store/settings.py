@@ -1,5 +1,6 @@
 """The operator's settings of the store."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Self
@@ -8,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_ENDPOINT: Final = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 _FORMS: Final = "the URL of a store has the form file:///path or s3://bucket/prefix"
 
 
@@ -22,7 +24,7 @@ class StoreSettings(BaseSettings):
     """Where files are stored: `file:///path`, a folder that all gateways and workers share, or `s3://bucket/prefix`.
     Unset or empty: there are no files. A bucket needs a lifecycle rule that removes incomplete multipart
     uploads."""
-    endpoint: str | None = Field(None, pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")
+    endpoint: str | None = None
     """URL of a server with the S3 API. Unset: AWS's own, in the region."""
     region: str = Field("us-east-1", min_length=1)
     """Region of the bucket."""
@@ -51,6 +53,13 @@ class StoreSettings(BaseSettings):
         is_file = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
         if not (plain and (is_file or (parts.scheme == "s3" and parts.netloc))):
             raise ValueError(_FORMS)
+        return url
+
+    @field_validator("endpoint")
+    @classmethod
+    def _holds_no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and _ENDPOINT.fullmatch(url) is None:
+            raise ValueError("must be an http or https URL without user and password, such as https://s3.example:9000")
         return url
 
     @field_validator("secret_access_key_file")

@@ -14,7 +14,7 @@ from jobs.training import trained_model
 from llm_pb import common_pb2
 from models import DOCSTRINGS
 from runtime.metrics_settings import MetricsSettings
-from runtime.tenants import TENANT_PATTERN
+from runtime.tenants import TenantOrNone
 
 
 def wrong_engine_options(error: ValueError) -> ValidationError:
@@ -56,7 +56,7 @@ class GpuWorkerSettings(MetricsSettings):
     """What tells the weights from others of the same name, for the cache of answers: an answer is found by workers of
     the same revision alone. Unset: the worker reads the files of the model's folder once a job asks for the cache. Set
     it for a model from the hub or of a provider, whose files it does not see."""
-    model_tenant: str = Field("", pattern=rf"^(?:{TENANT_PATTERN.pattern})?$")
+    model_tenant: TenantOrNone = ""
     """The tenant that has trained the model, where GPU_WORKER_MODEL is a trained one, as <model>@<version> or
     <model>@<alias>. The worker loads the version that the alias names then, and refuses the jobs of other tenants.
     Unset: it was trained without a tenant."""

@@ -1,5 +1,6 @@
 """Settings of the HTTP front."""
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Final, Self
 
@@ -13,8 +14,8 @@ from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
 from services.http.signin.settings import SignInSettings
 
-_LINK: Final = r"^(https?://[^\s{}]*(\{(trace_id|workflow_id|run_id)\}[^\s{}]*)*)?$"
-"""An http or https URL with placeholders, or nothing."""
+_URL: Final = re.compile(r"https?://\S+")
+_LINK: Final = re.compile(r"https?://[^\s{}]*(\{(trace_id|workflow_id|run_id)\}[^\s{}]*)*")
 
 
 class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
@@ -80,13 +81,13 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     has died. It is at least a 2,000th of the job's total time: see `cancel_if_unwatched`."""
     console: bool = True
     """Whether the front has the console, pages for people at `/console/`."""
-    console_docs_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    console_docs_url: str = ""
     """The link from the reason of an error in the console to its documentation, such as the address of
     `docs/errors.md`. Unset: there is no link. The page explains the reason in any case."""
-    console_trace_url: str = Field("", pattern=_LINK)
+    console_trace_url: str = ""
     """The link from a job's page in the console to its trace; `{trace_id}` stands for the id of the trace. Unset: there
     is no link."""
-    console_temporal_url: str = Field("", pattern=_LINK)
+    console_temporal_url: str = ""
     """The link from a job's page in the console to Temporal's Web UI; `{workflow_id}` and `{run_id}` stand for the
     job's ids. Unset: there is no link."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
@@ -102,6 +103,23 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     def _gateway_has_ports(cls, value: str) -> str:
         require_ports(value)
         return value
+
+    @field_validator("console_docs_url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        if url and _URL.fullmatch(url) is None:
+            raise ValueError("must begin with http:// or https://, and have no spaces")
+        return url
+
+    @field_validator("console_trace_url", "console_temporal_url")
+    @classmethod
+    def _is_a_link(cls, url: str) -> str:
+        if url and _LINK.fullmatch(url) is None:
+            raise ValueError(
+                "must begin with http:// or https://, have no spaces, and no braces but {trace_id}, {workflow_id} and"
+                " {run_id}"
+            )
+        return url
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod

@@ -54,6 +54,12 @@ def _usable(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _table(name: str) -> str:
+    if TABLE_PATTERN.fullmatch(name) is None:
+        raise ValueError("a table has 1 to 50 of a-z 0-9 _ and first no digit")
+    return name
+
+
 def _endpoint(url: SecretStr) -> SecretStr:
     """Return the URL of the operator's own webhook. Raises ValueError, without the URL in it, if it cannot be used."""
     try:
@@ -92,7 +98,7 @@ def _is_http(url: str) -> bool:
 
 def _network(value: object) -> object:
     try:
-        return ip_network(value) if isinstance(value, str) else value
+        return ip_network(str(value))
     except ValueError:
         raise ValueError(
             "a network has the form 10.0.0.0/8 or fd00::/8: only its prefix has bits that are set"
@@ -186,7 +192,7 @@ class NotifierSettings(MetricsSettings):
     postgres_url: Annotated[SecretStr, AfterValidator(_postgres)] | None = None
     """The URL of the PostgreSQL database for targets of the kind postgres: postgresql://user:password@host/database.
     Unset: such targets are refused."""
-    postgres_tables: tuple[Annotated[str, Field(pattern=f"^{TABLE_PATTERN.pattern}$")], ...] = ("llm_results",)
+    postgres_tables: tuple[Annotated[str, AfterValidator(_table)], ...] = ("llm_results",)
     """Tables that jobs may name, as JSON."""
     postgres_migrate: bool = True
     """Whether the notifier creates these tables, and changes those of an earlier version. If not, the operator does."""

@@ -295,7 +295,7 @@ async def test_a_file_that_cannot_be_used_is_named_at_the_start(ca: Authority, p
     missing = ca.folder / "no"
     ended = await run_service("gateway", ca.folder, **{**settings, name: str(missing)}, **AWAY)
     assert ended.status == 1
-    assert f"{name}: Value error, {missing} cannot be read: No such file" in ended.output
+    assert f"{name}: {missing} cannot be read: No such file" in ended.output
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
+from pydantic_settings.exceptions import SettingsError
 
 from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
@@ -29,7 +30,9 @@ from runtime.files import ReadableFile
 from runtime.temporal import TemporalSettings, connect
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
+from services.http.settings import HttpSettings
 from services.notifier.settings import NotifierSettings
+from store.settings import StoreSettings
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
@@ -42,6 +45,12 @@ def test_the_page_holds_the_table() -> None:
     """`make settings` writes the table."""
     text = PAGE.read_text()
     assert text == with_table(text)
+
+
+def _priced(currency: str) -> str:
+    price = {"currency": currency, "prompt_per_million": "1", "output_per_million": "1"}
+    model = {"name": "m", "context_tokens": 9, "max_output_tokens": 9, "default_max_tokens": 9, "price": price}
+    return json.dumps([model])
 
 
 LISTS = [
@@ -107,6 +116,59 @@ def test_a_problem_of_a_setting_is_in_words_of_settings(
     assert setting_problems(error.value, [GatewaySettings]) == [f"{name}: {problem}"]
 
 
+def patterns(schema: Any) -> list[str]:
+    """Return the patterns of texts in a schema of pydantic's core."""
+    match schema:
+        case {"type": "str", "pattern": pattern}:
+            return [pattern]
+        case dict():
+            return [found for one in schema.values() for found in patterns(one)]
+        case list() | tuple():
+            return [found for one in schema for found in patterns(one)]
+    return []
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_no_setting_has_a_bare_pattern(settings: type[BaseSettings]) -> None:
+    """pydantic would show it to the operator."""
+    assert not patterns(settings.__pydantic_core_schema__)
+
+
+BAD = ["-1", "1" * 250, "[]", "{}", '["?!"]', "[{}]", '{"?!": "?!"}', '{"?!": {}}']
+OF_PYTHON = re.compile(
+    r"\b(pattern|Input|String|Tuple|timedelta|tuple|dictionary|valid|Value error|instance|unable)\b|\^"
+)
+
+
+def refusals(settings: type[BaseSettings]) -> list[str]:
+    """Return what is wrong with the environment, in plain words: none of pydantic's or Python's."""
+    try:
+        settings()
+    except (ValidationError, SettingsError) as error:
+        lines = setting_problems(error, [settings])
+    else:
+        return []
+    messages = [line.partition(": ")[2] for line in lines]
+    assert not [text for text in messages if OF_PYTHON.search(text) or not text]
+    return lines
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_a_value_that_is_refused_is_refused_in_plain_words(
+    settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{settings.model_config['env_prefix']}{field}".upper() for field in settings.model_fields]
+    for name in names:
+        monkeypatch.setenv(name, "!?")
+        lines = refusals(settings)
+        assert not lines or any(name in line for line in lines)
+        monkeypatch.delenv(name)
+    for value in BAD:
+        for name in names:
+            monkeypatch.setenv(name, value)
+        assert refusals(settings)
+
+
 def test_a_key_of_kms_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore", None)
     monkeypatch.setenv("ENCRYPTION_KMS_KEY", "arn:aws:kms:eu-central-1:1:key/a")
@@ -114,7 +176,7 @@ def test_a_key_of_kms_names_the_extra_that_is_missing(monkeypatch: pytest.Monkey
     with pytest.raises(ValidationError) as error:
         EncryptionSettings()
     (problem,) = setting_problems(error.value, [EncryptionSettings])
-    assert problem == "ENCRYPTION_KMS_KEY: Value error, needs the extra kms, which is not installed"
+    assert problem == "ENCRYPTION_KMS_KEY: needs the extra kms, which is not installed"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +195,7 @@ def test_a_sink_names_the_extra_that_is_missing(
     with pytest.raises(ValidationError) as error:
         NotifierSettings()
     (problem,) = setting_problems(error.value, [NotifierSettings])
-    assert problem == f"{name}: Value error, needs the extra {extra}, which is not installed"
+    assert problem == f"{name}: needs the extra {extra}, which is not installed"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +211,14 @@ def test_a_sink_names_the_extra_that_is_missing(
         (FeedSettings, "FEED_URL", ["nats://x,tls://y"], [], "one scheme"),
         (FeedSettings, "FEED_REPLICAS", ["0", "6"], ["1", "3"], ""),
         (FeedSettings, "FEED_MAX_READERS", ["0", "-1"], ["1", "1000000"], ""),
-        (TemporalSettings, "TEMPORAL_DEPLOYMENT_NAME", ["a.b", "a:b"], [], ""),
+        (TemporalSettings, "TEMPORAL_DEPLOYMENT_NAME", ["a.b", "a:b"], [], "no dot and no colon"),
+        (GpuWorkerSettings, "GPU_WORKER_MODEL_TENANT", ["-a", "a/b"], ["", "a-1"], "1 to 32 of"),
+        (NotifierSettings, "NOTIFIER_POSTGRES_TABLES", ['["1a"]', '["A"]'], ["[]", '["a_1"]'], "1 to 50 of"),
+        (HttpSettings, "HTTP_CONSOLE_DOCS_URL", ["x", "ftp://x", "https://x y"], ["", "https://x/#y"], "http://"),
+        (HttpSettings, "HTTP_CONSOLE_TRACE_URL", ["x", "https://x/{job}"], ["", "https://x/{trace_id}"], "{trace_id}"),
+        (StoreSettings, "STORE_ENDPOINT", ["", "x", "http://u:p@x"], ["http://x:9000/s3"], "without user and password"),
+        (EncryptionSettings, "ENCRYPTION_KMS_KEY", ["", "key", "arn:aws:s3:::x"], [], "arn:aws:kms:"),
+        (GatewaySettings, "GATEWAY_MODELS", [_priced("E1")], [_priced("EUR")], "1 to 16 letters"),
         (
             GatewaySettings,
             "GATEWAY_CLASSES",
