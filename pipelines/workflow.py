@@ -6,7 +6,8 @@
         └ PublishPipeline when the tree has changed, at most four times a second; once, if it has 1,000 nodes
 
 It closes as a job does: SUCCEEDED is Completed with the PipelineResult, CANCELLED is Canceled, FAILED and TIMED_OUT are
-Failed with the reason as the type. Its memo then holds the PipelineStatus. The tree is read by a query, later, too.
+Failed with the reason as the type. Its memo then holds the PipelineStatus. The tree is read by the update Tell while it
+is open, and by a query later.
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from temporalio.common import RetryPolicy, VersioningBehavior
 from temporalio.exceptions import ApplicationError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
-    from google.protobuf.message import Message
     from google.rpc import code_pb2, status_pb2
 
     from jobs import errors, names
@@ -28,25 +28,19 @@ with workflow.unsafe.imports_passed_through():
     from jobs.memo import to_memo
     from jobs.pipelines import (
         CANCELLED,
-        INCOMPLETE,
         OUT_OF_TIME,
         PROGRAM_ERROR,
         STEP_STATES,
         TOTAL_TIMEOUT,
-        UNKNOWN_PIPELINE,
         failure,
-        name_of,
-        packed,
-        with_defaults,
     )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import Incomplete, StepFailed, contained, described, places, quietly, status_of
-    from pipelines.registry import REGISTERED, Registered
+    from pipelines.errors import StepFailed, contained, described, places, quietly, status_of
 
+from pipelines.code import Outcome, run_code
 from pipelines.execution import Execution
 from pipelines.metrics import record_end
 from pipelines.nested import tell_questions
-from pipelines.program import Pipeline
 from pipelines.publishing import publish_tree
 from workflows import activities
 from workflows.cancellation import Cancellation
@@ -54,7 +48,6 @@ from workflows.deliveries import DeliveryLoops, deliver_outcome
 
 _LOCAL: Final = timedelta(seconds=10)
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
-_MAX_RESULT_BYTES: Final = 1024 * 1024
 
 
 # No recorded history replays the code of an operator's pipelines, so a pipeline stays with the code that started it.
@@ -151,6 +144,19 @@ class LLMPipelineWorkflow:
         """Return the state of the deliveries, as of the pipeline's close if it has closed."""
         return self._deliveries.state
 
+    @workflow.update(name=names.UPDATE_TELL)
+    def tell(self) -> None:
+        """Never run: tell_by_refusal() refuses it."""
+
+    @tell.validator
+    def tell_by_refusal(self) -> None:
+        """Tell the PipelineRecord and the DeliveryState. A refused update leaves nothing in the history.
+
+        Other than a query, it never brings a cold worker events for which no workflow task has started: see
+        docs/architecture.md.
+        """
+        raise ApplicationError("told", self.get_record(), self.get_deliveries(), type=names.TOLD)
+
     def _note_cancel(self) -> None:
         if self._cancellation.error is not None and not self._status.cancel_requested:
             self._status.cancel_requested = True
@@ -162,7 +168,7 @@ class LLMPipelineWorkflow:
 
     async def _run_program(self) -> "llm_pb2.JobState.ValueType":
         """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
-        program = asyncio.create_task(contained(self._program()))
+        program = asyncio.create_task(contained(run_code(self._execution, self._run)))
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None
         )
@@ -196,45 +202,20 @@ class LLMPipelineWorkflow:
                 task.cancel()
         await self._cancellation.wait(lambda: not open_)
 
-    def _take_outcome(self, program: "asyncio.Task[pipeline_pb2.PipelineResult]") -> None:
+    def _take_outcome(self, program: "asyncio.Task[Outcome]") -> None:
         """Keep the result or the error of the code, which has ended."""
         if program.cancelled():
             error: BaseException | None = self._execution.refusal or asyncio.CancelledError("raised by the code itself")
         else:
             error = program.exception()
         if error is None:
-            self._result = program.result()
+            self._result, self._error = program.result()
         elif isinstance(error, StepFailed):
             self._error = error.status
         else:
             # Its message may quote what users write, and is in the status.
             workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, places(error))
             self._error = failure(PROGRAM_ERROR, described(error), code_pb2.INTERNAL)
-
-    async def _program(self) -> pipeline_pb2.PipelineResult:
-        found, spec = self._code()
-        try:
-            value = await found.program(Pipeline(self._execution), spec)
-        except Incomplete as error:
-            value, self._error = error.result, failure(INCOMPLETE, str(error))
-        if not isinstance(value, found.result):
-            raise TypeError(f"{found.name} returns a {type(value).__name__}, no {found.result.__name__}")
-        if (size := value.ByteSize()) > _MAX_RESULT_BYTES:
-            raise ValueError(f"the result is {size} bytes; at most {_MAX_RESULT_BYTES} fit")
-        return packed(value)
-
-    def _code(self) -> tuple[Registered, Message]:
-        """Return what is registered, and the input. Raises StepFailed."""
-        request = with_defaults(self._run.pipeline, self._run.options.defaults)
-        if (found := REGISTERED.get(name_of(request))) is None:
-            error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
-            raise StepFailed("", error)
-        spec = found.spec()
-        if request.WhichOneof("spec") != "custom":
-            spec.CopyFrom(getattr(request, found.name))
-        elif request.custom.HasField("input"):
-            request.custom.input.Unpack(spec)
-        return found, spec
 
     async def _compensate(self) -> None:
         """Undo what was done, the last first."""

@@ -19,6 +19,7 @@ from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
 from services.gateway.runs import describe_twice
+from services.gateway.told import Telling
 
 _log = logging.getLogger(__name__)
 _NO_ANSWER: Final = (
@@ -47,6 +48,7 @@ class DeliveryReader:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._shared = SharedCalls()
+        self._telling = Telling(client)
 
     async def refresh(
         self, workflow_id: str, run_id: str, notifications: MutableSequence[llm_pb2.NotifyStatus]
@@ -106,9 +108,13 @@ class DeliveryReader:
         return state and Standing(state, id_, open=execution.status == WorkflowExecutionStatus.RUNNING)
 
     async def _ask(self, execution: WorkflowExecution) -> internal_pb2.DeliveryState | None:
-        """Return the state that the workflow reports to a query, None when it cannot answer."""
+        """Return the state that the workflow reports, None when it cannot answer."""
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
+            if execution.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+                told = await self._telling.ask(execution)
+                if told is not None:
+                    return told.deliveries
             state: internal_pb2.DeliveryState = await handle.query(
                 names.QUERY_GET_DELIVERIES, result_type=internal_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
             )

@@ -1,21 +1,14 @@
 """The changes that calls of the API make. Each is recorded in the audit log first."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from temporalio.client import (
-    Client,
-    Schedule,
-    ScheduleHandle,
-    WorkflowHandle,
-    WorkflowUpdateRPCTimeoutOrCancelledError,
-)
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, Schedule, ScheduleHandle, WorkflowHandle
 
 from runtime import audit
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.schedule_client import client_for
+from services.gateway.updates import execute_update
 
 
 class Effects:
@@ -70,16 +63,7 @@ class Effects:
         """
         await audit.allow()
         handle = self._client.get_workflow_handle(workflow_id, first_execution_run_id=first_run_id)
-        try:
-            return await handle.execute_update(
-                name, args=arguments, id=update_id, result_type=result_type, rpc_timeout=RPC_TIMEOUT
-            )
-        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
-            # The client takes the cancel of its caller for an error of the call, too.
-            if not isinstance(error.__cause__, RPCError):
-                raise asyncio.CancelledError from error
-            message = "Temporal has not answered an update in time"
-            raise RPCError(message, RPCStatusCode.DEADLINE_EXCEEDED, b"") from error
+        return await execute_update(handle, name, *arguments, update_id=update_id, result_type=result_type)
 
     async def signal(self, workflow_id: str, name: str, argument: Any) -> None:
         """Signal a workflow. Raises AuditUnavailable and RPCError: NOT_FOUND for a workflow that has ended, too."""

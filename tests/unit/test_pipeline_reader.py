@@ -8,7 +8,8 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
@@ -55,6 +56,10 @@ class Workflow:
         if isinstance(answer := self.answers.pop(0), RPCError):
             raise answer
         return answer
+
+    async def execute_update(self, *_: Any, **__: Any) -> None:
+        told = ApplicationError("told", await self.query(), internal_pb2.DeliveryState(), type=names.TOLD)
+        raise WorkflowUpdateFailedError(told)
 
     async def fetch_history_events(self, **_: Any) -> AsyncIterator[HistoryEvent]:
         for event in self.events:

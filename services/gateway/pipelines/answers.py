@@ -16,9 +16,9 @@ from services.gateway.errors import answer_refused, exhausted, temporal_unavaila
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.reader import PipelineReader
 
-_AT_ONCE: Final = 5
+_AT_ONCE: Final = 3
 """Maximum number of answers to one pipeline that this gateway has under way. Temporal takes ten updates of a workflow
-at once, and another gateway may have some as well."""
+at once, and another gateway may have some as well. Two more read the pipeline: see services.gateway.told."""
 _TOO_MANY: Final = "too many answers to this pipeline are under way at once; call again"
 _ENDED: Final = (
     RPCStatusCode.NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Reads pipelines from Temporal: the status from the memo of a closed one, the tree by a query."""
+"""Reads pipelines from Temporal: the status from the memo of a closed one, the tree from the workflow."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from temporalio.client import (
 )
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.ids import trace_id
@@ -34,10 +34,13 @@ from services.gateway.job_inputs import input_of
 from services.gateway.job_traces import traceparent_of
 from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
+from services.gateway.told import Telling
 
 _log = logging.getLogger(__name__)
 _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of many steps have some 300 KB."""
+_NO_TASK: Final = (RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
+"""How Temporal refuses an update of a pipeline whose task fails, or which no worker runs."""
 
 
 class Look(NamedTuple):
@@ -54,6 +57,7 @@ class PipelineReader:
     def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
         self._client = client
         self._deliveries = deliveries
+        self._telling = Telling(client)
         self._runs = Runs(client)
         self._records: OrderedDict[tuple[str, str], tuple[int, internal_pb2.PipelineRecord]] = OrderedDict()
         """The last record that was read, by pipeline and run, with the length of the history then."""
@@ -128,7 +132,7 @@ class PipelineReader:
         return Look(record, answered)
 
     async def _ask(self, description: WorkflowExecutionDescription) -> Look:
-        record = await query_record(self._client, description, internal_pb2.PipelineRecord, "pipeline")
+        record = await self._told(description)
         if record is not None:
             self._remember(description, record)
             return Look(record, answered=True)
@@ -140,6 +144,20 @@ class PipelineReader:
             raise no_answer("pipeline")
         first = internal_pb2.PipelineRecord(status=await self._status_of_start(description, events))
         return Look(first, answered=True)
+
+    async def _told(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord | None:
+        """Return what a pipeline tells; None while its present task fails, or while the first one is not done."""
+        try:
+            told = await self._telling.ask(description)
+        except RPCError as error:
+            if error.status not in _NO_TASK:
+                raise
+            return None
+        if told is None:
+            return await query_record(self._client, description, internal_pb2.PipelineRecord, "pipeline")
+        record = internal_pb2.PipelineRecord()
+        record.CopyFrom(told.record)
+        return record
 
     async def _status_of_start(
         self, description: WorkflowExecutionDescription, events: Sequence[HistoryEvent]
