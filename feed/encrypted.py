@@ -13,6 +13,7 @@ from feed.nats import NatsFeed
 from feed.nats_answers import NatsAnswers
 from feed.worker_reports import WorkerReports
 from llm_pb import internal_pb2
+from runtime.health import Readiness
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1
@@ -26,12 +27,15 @@ class OpenFeed(NamedTuple):
     answers: Answers
 
 
-def open_feed(settings: FeedSettings, role: str, encryption: Encryption | None) -> OpenFeed:
+def open_feed(
+    settings: FeedSettings, role: str, encryption: Encryption | None, readiness: Readiness | None = None
+) -> OpenFeed:
     """Return the feed of the settings, which begins to connect, with the reports of workers and the cache of answers.
 
-    Feed and answers are encrypted unless `encryption` is None.
+    Feed and answers are encrypted unless `encryption` is None. `readiness` names files of the connection while they
+    cannot be used.
     """
-    feed = NatsFeed(settings, role)
+    feed = NatsFeed(settings, role, readiness)
     feed.start()
     answers = Answers(NatsAnswers(feed, settings), encryption)
     return OpenFeed(feed if encryption is None else EncryptedFeed(feed, encryption), feed, answers)

@@ -24,6 +24,7 @@ from feed.nats_consumers import Consumers, Position, reraise_cancel
 from feed.nats_stream import create_stream
 from feed.worker_reports import MAX_REPORT_BYTES, ReportHandler
 from llm_pb import internal_pb2
+from runtime.health import Readiness
 from runtime.nats_client import connect_options, new_client
 
 _log = logging.getLogger(__name__)
@@ -37,10 +38,13 @@ _PENDING_REPORTS: Final = 4096
 class NatsFeed:
     """A Feed on a JetStream stream, which it creates when there is none, and the WorkerReports on its connection."""
 
-    def __init__(self, settings: FeedSettings, role: str = "") -> None:
-        """`role` names the inbox of the process. Raises OSError or ValueError where TLS or the NKey cannot be used."""
+    def __init__(self, settings: FeedSettings, role: str = "", readiness: Readiness | None = None) -> None:
+        """`role` names the inbox of the process, `readiness` files while they cannot be used.
+
+        Raises OSError or ValueError where TLS or the NKey cannot be used.
+        """
         self._settings = settings
-        self._new_options = partial(connect_options, settings, role)
+        self._new_options = partial(connect_options, settings, role, readiness=readiness)
         self._new_options()
         self._client = new_client(settings.url, settings.tls)
         self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())

@@ -13,6 +13,7 @@ from nats.js.errors import BadRequestError, NoStreamResponseError
 from pydantic_settings import BaseSettings
 
 from runtime.audit import AuditUnavailable
+from runtime.health import Readiness
 from runtime.nats_client import connect_options, new_client
 
 _log = logging.getLogger(__name__)
@@ -30,14 +31,16 @@ class AuditStream:
     and on its disk when the broker syncs that (every two minutes, unless its `sync_interval` is `always`).
     """
 
-    def __init__(self, settings: BaseSettings, role: str, stream: str) -> None:
+    def __init__(self, settings: BaseSettings, role: str, stream: str, readiness: Readiness | None = None) -> None:
         """Connect by the settings `audit_url`, `audit_tls` and `audit_nkey_seed`, as connect_options() has it.
+
+        `readiness` names the files while they cannot be used.
 
         Raises OSError and ValueError like connect_options().
         """
         self._stream = stream
         self._subject = f"{_SUBJECT}.{self._stream}"
-        self._options = connect_options(settings, role, "audit_")
+        self._options = connect_options(settings, role, "audit_", readiness)
         self._client = new_client(*(getattr(settings, name) for name in ("audit_url", "audit_tls")))
         self._jetstream = self._client.jetstream(timeout=_TIMEOUT.total_seconds())
         self._problem = "the broker cannot be reached"

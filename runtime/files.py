@@ -59,12 +59,15 @@ class Reloaded(Generic[T]):
         log: logging.Logger,
         error: type[Exception],
         timeout: timedelta = READ_TIMEOUT,
+        meanwhile: str = "the last usable ones stay in use",
     ) -> None:
         """Load for the first time. Raises what `load` raises.
 
-        An `error` of a later load is logged once for each change. `what` names the files in the log: "TLS files".
+        An `error` of a later load is logged once for each change, with what holds `meanwhile`. `what` names the files
+        in the log: "TLS files".
         """
         self._paths, self._kind, self._load, self._log, self._error = paths, what, load, log, error
+        self._meanwhile = meanwhile
         # Made before the files are read, so that a change meanwhile is seen later.
         self._stamps = [_stamp(path) for path in paths]
         self._stale = False
@@ -108,9 +111,10 @@ class Reloaded(Generic[T]):
             return new
         if new:
             self._log.error(
-                "%s cannot be read within %g s, the last usable ones stay in use: %s",
+                "%s cannot be read within %g s, %s: %s",
                 self._kind,
                 self._timeout,
+                self._meanwhile,
                 ", ".join(map(str, self._paths)),
             )
         return True
@@ -128,10 +132,10 @@ class Reloaded(Generic[T]):
         # The file system may raise an OSError where `load` has none of its own.
         except (self._error, _NotAFileError, OSError) as error:
             if changed:
-                self._log.error("changed %s cannot be used, the last usable ones stay in use: %s", self._kind, error)
+                self._log.error("changed %s cannot be used, %s: %s", self._kind, self._meanwhile, error)
         except Exception:  # noqa: BLE001  # the next look tries again
             if changed:
-                self._log.exception("changed %s cannot be used, the last usable ones stay in use", self._kind)
+                self._log.exception("changed %s cannot be used, %s", self._kind, self._meanwhile)
         else:
             self._stale = False
             self._log.info("changed %s are in use: %s", self._kind, ", ".join(map(str, self._paths)))
@@ -143,14 +147,16 @@ class Reloaded(Generic[T]):
                 raise _NotAFileError(f"{path} is no regular file")
 
 
-def want_usable(readiness: Readiness, name: str, files: Reloaded[Any]) -> None:
+def want_usable(
+    readiness: Readiness, name: str, files: Reloaded[Any], meanwhile: str = "what they held last stays in use"
+) -> None:
     """Report files that cannot be used any more as degraded. It looks at them whenever readiness is asked."""
 
     async def usable() -> bool:
         await asyncio.to_thread(files.current)
         return files.usable
 
-    readiness.want(name, "cannot be used: what they held last stays in use", usable)
+    readiness.want(name, f"cannot be used: {meanwhile}", usable)
 
 
 class _NotAFileError(Exception):

@@ -1,7 +1,9 @@
 """How the roles of the suite connect to NATS: with TLS, an NKey and an inbox of their own."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,7 +17,11 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from runtime.addresses import servers_of
+from runtime.files import Reloaded, want_usable
+from runtime.health import Readiness
 from runtime.tls import ClientTls, client_context
+
+_log = logging.getLogger(__name__)
 
 DirectHandler = Callable[[str, bytes, Mapping[str, str] | None], Awaitable[None]]
 """Called with the reply subject, the data and the headers of each message. Must neither raise nor wait for the
@@ -26,11 +32,14 @@ _PING_SECONDS: Final = 5
 nats-py needs six minutes."""
 _CLOSE_SECONDS: Final = 1.0
 """Maximum wait for a server to take what is left, before its connection is closed without that."""
+_WITHOUT_SEED: Final = "the next connection to NATS will fail"
 _USER_SEED: Final = b"SU"
 """The beginning of every NKey seed of a user."""
 
 
-def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict[str, Any]:
+def connect_options(
+    settings: BaseSettings, role: str, prefix: str = "", readiness: Readiness | None = None
+) -> dict[str, Any]:
     """Return arguments for nats-py's Client.connect, by the settings `<prefix>url`, `<prefix>tls`, `<prefix>nkey_seed`.
 
     Replies and deliveries arrive at `_INBOX.<role>.…`, so that permissions can keep a role from reading another's. With
@@ -38,6 +47,8 @@ def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict
 
     With TLS a connection begins with the handshake, as `handshake_first` of nats-server has it. With a URL of the
     scheme `tls` the server first says that it offers TLS, as nats-server does by default.
+
+    `readiness` names files while they cannot be used.
 
     Raises OSError when a file cannot be used, and ValueError when TLS is set and the URL's scheme is `ws`.
     """
@@ -49,11 +60,20 @@ def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict
     if tls is not None:
         if _scheme(url) == "ws":
             raise ValueError(f"{name}TLS_CA is set, but {name}URL is in clear: its scheme must be wss")
-        options |= {"tls": client_context(tls), "tls_handshake_first": _scheme(url) not in ("tls", "wss")}
+        options |= {"tls": client_context(tls, readiness), "tls_handshake_first": _scheme(url) not in ("tls", "wss")}
     if nkey_seed is not None:
-        _require_user_seed(f"{name}NKEY_SEED", nkey_seed)
+        _follow_seed(f"{name}NKEY_SEED", nkey_seed, readiness)
         options["nkeys_seed"] = str(nkey_seed)
     return options
+
+
+def _follow_seed(setting: str, path: Path, readiness: Readiness | None) -> None:
+    """Raises OSError for a seed that cannot be used. Names it at `readiness` while it cannot be used later."""
+    seed = Reloaded(
+        [path], partial(_require_user_seed, setting, path), "NKey seed", _log, OSError, meanwhile=_WITHOUT_SEED
+    )
+    if readiness is not None:
+        want_usable(readiness, setting, seed, _WITHOUT_SEED)
 
 
 def _require_user_seed(setting: str, path: Path) -> None:

@@ -186,9 +186,12 @@ def server_context(files: ServerTls, readiness: Readiness) -> ssl.SSLContext:
     return _ReloadingContext(ssl.PROTOCOL_TLS_SERVER, _reloaded(files, _server_context, readiness))
 
 
-def client_context(files: ClientTls) -> ssl.SSLContext:
-    """Return the context of a client. Raises OSError when the files cannot be used."""
-    return _ReloadingContext(ssl.PROTOCOL_TLS_CLIENT, _reloaded(files, _client_context))
+def client_context(files: ClientTls, readiness: Readiness | None = None) -> ssl.SSLContext:
+    """Return the context of a client. Raises OSError when the files cannot be used.
+
+    `readiness` names the files while they cannot be used.
+    """
+    return _ReloadingContext(ssl.PROTOCOL_TLS_CLIENT, _reloaded(files, _client_context, readiness))
 
 
 class _ReloadingContext(ssl.SSLContext):

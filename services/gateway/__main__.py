@@ -36,7 +36,7 @@ async def main() -> None:
         runtime = await stack.enter_async_context(temporal_runtime(metrics))
         client = await temporal.connect(runtime, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed, reports, answers = open_feed(feed_settings, SERVICE, encryption)
+        feed, reports, answers = open_feed(feed_settings, SERVICE, encryption, readiness)
         stack.push_async_callback(feed.close)
         want_feed(readiness, feed, "watchers see progress once a second")
         store = open_store(StoreSettings(), encryption)

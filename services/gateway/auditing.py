@@ -21,6 +21,7 @@ from runtime.audit import AuditLog, AuditStore
 from runtime.audit_file import AuditFile
 from runtime.audit_nats import AuditStream
 from runtime.grpc_auth import current_caller
+from runtime.health import Readiness
 from services.gateway.settings import GatewaySettings
 
 WRITES: Final = frozenset(
@@ -45,16 +46,16 @@ _ROLE: Final = "gateway"
 """The process's role in the configuration of the broker: see deploy/nats."""
 
 
-def open_audit(settings: GatewaySettings, lost: Counter) -> AuditLog | None:
+def open_audit(settings: GatewaySettings, lost: Counter, readiness: Readiness) -> AuditLog | None:
     """Return the log that the settings name; None where they name none. Raises WrongSetting or
     OSError when it cannot be used.
 
-    `lost` counts the records that it cannot store.
+    `lost` counts the records that it cannot store. `readiness` names its files while they cannot be used.
     """
     if settings.audit is None:
         return None
     if settings.audit_stream:
-        store: AuditStore = AuditStream(settings, _ROLE, settings.audit_stream)
+        store: AuditStore = AuditStream(settings, _ROLE, settings.audit_stream, readiness)
     else:
         store = AuditFile(Path(settings.audit.get_secret_value()), "GATEWAY_AUDIT")
     return AuditLog(store, lost)

@@ -101,7 +101,7 @@ async def serving_api(
     reader = JobReader(client, models, delivery_reader, feed)
     workers = Workers(reports, metrics.ignored_reports)
     await reports.receive_reports(workers.take)
-    audit = open_audit(settings, metrics.audit_lost)
+    audit = open_audit(settings, metrics.audit_lost, readiness)
     inputs = JobInputs(client)
     streams = Streams(reader, feed, settings, metrics, store)
     if settings.page_token_key is None:

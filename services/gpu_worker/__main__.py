@@ -44,7 +44,7 @@ async def main() -> None:
         model_folder(settings) as path,
     ):
         engine = chosen_engine(settings, path)
-        feed, reports, answers = open_feed(FeedSettings(), SERVICE, encryption)
+        feed, reports, answers = open_feed(FeedSettings(), SERVICE, encryption, readiness)
         store = open_store(StoreSettings(), encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()

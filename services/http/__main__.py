@@ -26,7 +26,7 @@ async def main() -> None:
     ):
         readiness.need("gateway", "does not answer", gateway.serves)
         await gateway.require_authentication(settings)
-        front = Front(settings, gateway, HttpMetrics(metrics.meter(__package__)))
+        front = Front(settings, gateway, HttpMetrics(metrics.meter(__package__)), readiness)
         async with serving(make_app(front), front, readiness) as address:
             readiness.describe(address=address)
             with readiness.serving():

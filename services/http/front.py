@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from runtime.health import Readiness
 from services.http.failures import unavailable
 from services.http.gateway import Gateway
 from services.http.metrics import HttpMetrics
@@ -18,6 +19,8 @@ class Front:
     settings: HttpSettings
     gateway: Gateway
     metrics: HttpMetrics
+    readiness: Readiness | None = None
+    """Names the files of the console while they cannot be used."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the process shuts down. Streams end then."""
     streams: int = 0

@@ -34,7 +34,7 @@ async def main() -> None:
     async with (
         serving_metrics(settings, readiness) as metrics,
         temporal_runtime(metrics) as runtime,
-        open_sinks(settings) as sinks,
+        open_sinks(settings, readiness) as sinks,
     ):
         client = await temporal.connect(runtime, readiness, encryption)
         dispatcher = Dispatcher(sinks, settings, NotifierMetrics(metrics.meter(__package__)))

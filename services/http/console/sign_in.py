@@ -34,8 +34,8 @@ class SignIn:
         """Raises OSError, ValueError for a file of the settings that cannot be used."""
         settings = front.settings
         secure = settings.tls is not None or settings.public_url.startswith("https:")
-        keys, cookies = SessionKeys(settings.session_key_file), Cookies(secure=secure)
-        issuer = Issuer(settings) if settings.oidc_issuer else None
+        keys, cookies = SessionKeys(settings.session_key_file, front.readiness), Cookies(secure=secure)
+        issuer = Issuer(settings, front.readiness) if settings.oidc_issuer else None
         self._front = front
         self._pages = pages
         self._attempts = Attempts()

@@ -18,6 +18,7 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 from runtime.addresses import is_confidential
 from runtime.auth_jwt import TokenError, claims_of
 from runtime.bounded_fetch import FetchError, fetch
+from runtime.health import Readiness
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context
 from services.http.signin.settings import SignInSettings, read_secret
@@ -70,8 +71,16 @@ class _Metadata:
 class Issuer:
     """The provider of the settings."""
 
-    def __init__(self, settings: SignInSettings, *, metadata_lifetime: timedelta = timedelta(minutes=10)) -> None:
+    def __init__(
+        self,
+        settings: SignInSettings,
+        readiness: Readiness | None = None,
+        *,
+        metadata_lifetime: timedelta = timedelta(minutes=10),
+    ) -> None:
         """The provider's metadata are read again every `metadata_lifetime`.
+
+        `readiness` names the file of the CAs while it cannot be used.
 
         Raises OSError, ValueError for a file that cannot be used.
         """
@@ -79,7 +88,8 @@ class Issuer:
         self._metadata_lifetime = metadata_lifetime.total_seconds()
         secret = settings.oidc_client_secret_file
         self._secret = read_secret(secret) if secret is not None else ""
-        self._ssl = client_context(settings.oidc_tls) if settings.oidc_tls is not None else True
+        tls = settings.oidc_tls
+        self._ssl = client_context(tls, readiness) if tls is not None else True
         self._redirect_uri = settings.public_url + CALLBACK
         self._metadata: _Metadata | None = None
         self._read_next = 0.0

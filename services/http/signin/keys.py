@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from runtime.files import Reloaded
+from runtime.files import Reloaded, want_usable
+from runtime.health import Readiness
 
 _log = logging.getLogger(__name__)
 _KEY_BYTES: Final = 32
@@ -34,12 +35,15 @@ class Sealed(NamedTuple):
 class SessionKeys:
     """Encrypts small JSON objects. An object of one kind cannot be used as another kind."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Without a file only this object can decrypt what it encrypts. Raises ValueError for an invalid file."""
+    def __init__(self, path: Path | None, readiness: Readiness | None = None) -> None:
+        """Without a file only this object can decrypt what it encrypts. `readiness` names the file while it cannot be
+        used. Raises ValueError for an invalid file."""
         self._file: Reloaded[MultiFernet] | None = None
         self._own = MultiFernet([Fernet(Fernet.generate_key())])
         if path is not None:
             self._file = Reloaded([path], partial(read_keys, path), "session keys", _log, ValueError)
+            if readiness is not None:
+                want_usable(readiness, "HTTP_SESSION_KEY_FILE", self._file)
         else:
             _log.info(
                 "sessions of the console are valid at this front only, until it ends: HTTP_SESSION_KEY_FILE is not set"

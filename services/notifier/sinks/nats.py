@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
+from runtime.health import Readiness
 from runtime.nats_client import connect_options, new_client
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
@@ -40,12 +41,12 @@ _OVER_STREAMS_LIMIT: Final = 10054
 class NatsSink:
     """A Sink for NotifyTarget.nats. It connects with the first delivery, and again whenever the connection is lost."""
 
-    def __init__(self, settings: NotifierSettings) -> None:
+    def __init__(self, settings: NotifierSettings, readiness: Readiness | None = None) -> None:
         """`settings.nats_url` must be set. Raises OSError or ValueError where TLS or the NKey cannot be
         used."""
         self._url = settings.nats_url or SecretStr("")
         self._tls = settings.nats_tls
-        self._new_options = partial(connect_options, settings, _ROLE, "nats_")
+        self._new_options = partial(connect_options, settings, _ROLE, "nats_", readiness)
         self._new_options()
         self._prefix = settings.nats_subject_prefix
         self._timeout = settings.broker_timeout.total_seconds()

@@ -13,6 +13,7 @@ import asyncpg
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
+from runtime.health import Readiness
 from runtime.telemetry import current_headers
 from runtime.tls import client_context
 from services.notifier.event import CloudEvent
@@ -71,10 +72,11 @@ _EPOCH: Final = "1970-01-01T00:00:00Z"
 class PostgresSink:
     """A Sink for NotifyTarget.postgres. It connects with the first delivery, and again after a loss."""
 
-    def __init__(self, settings: NotifierSettings) -> None:
+    def __init__(self, settings: NotifierSettings, readiness: Readiness | None = None) -> None:
         """`settings.postgres_url` must be set. Raises OSError where the files of TLS cannot be used."""
         self._settings = settings
-        self._tls = client_context(settings.postgres_tls) if settings.postgres_tls is not None else None
+        tls = settings.postgres_tls
+        self._tls = client_context(tls, readiness) if tls is not None else None
         self._timeout = settings.broker_timeout.total_seconds()
         self._opening: asyncio.Task[asyncpg.Pool] | None = None
         self._migrated: set[str] = set()

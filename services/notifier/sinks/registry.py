@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from runtime.health import Readiness
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.egress_policy import unrestricted
 from services.notifier.sinks.sink import OPERATORS, Sink
@@ -14,8 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, Sink]]:
-    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end."""
+async def open_sinks(
+    settings: NotifierSettings, readiness: Readiness | None = None
+) -> AsyncIterator[Mapping[str, Sink]]:
+    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end.
+
+    `readiness` names files of their connections while they cannot be used.
+    """
     sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, policy=unrestricted())}
     if not settings.webhook_secrets:
         _log.warning(
@@ -24,7 +30,7 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
     if settings.nats_url is not None:
         from services.notifier.sinks.nats import NatsSink
 
-        sinks["nats"] = NatsSink(settings)
+        sinks["nats"] = NatsSink(settings, readiness)
     if settings.kafka_servers is not None:
         from services.notifier.sinks.kafka import KafkaSink
 
@@ -32,7 +38,7 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
     if settings.postgres_url is not None:
         from services.notifier.sinks.postgres import PostgresSink
 
-        sinks["postgres"] = PostgresSink(settings)
+        sinks["postgres"] = PostgresSink(settings, readiness)
     async with AsyncExitStack() as stack:
         for sink in sinks.values():
             stack.push_async_callback(sink.close)
