@@ -43,6 +43,8 @@ from tests.support.stacks import stack_settings
 
 BLOCKS = [block for block in blocks() if block.place.startswith("docs/runbook.md")]
 PATIENCE = 120
+VERSION = {"TEMPORAL_DEPLOYMENT_NAME": "durable-llm"}
+COMMAND = ("worker", "deployment", "set-current-version")
 LONG = {"max_tokens": 1500, "min_tokens": 1500}
 """Parameters of a job that takes seconds."""
 
@@ -316,6 +318,42 @@ async def a_worker_hands_its_job_over(site: Site) -> AsyncIterator[Situation]:
 
 
 @asynccontextmanager
+async def the_earlier_version_is_started_again(site: Site) -> AsyncIterator[Situation]:
+    """After Temporal was told to use it while none of its gateways was left. It has a namespace of its own."""
+    place = {"TEMPORAL_ADDRESS": site.stack.address("temporal"), "TEMPORAL_NAMESPACE": "versions"}
+
+    async def use(build: str) -> bool:
+        """Make a version the current one. Return False while Temporal does not know its workers."""
+        version = ("--deployment-name", "durable-llm", "--build-id", build)
+        return (await run("temporal", *COMMAND, *version, "--yes", **place)).status == 0
+
+    async def start(build: str) -> str:
+        """Start a gateway of a version, make it the current one, and return the gateway's name."""
+        added = site.stack.add("gateway", {**VERSION, "TEMPORAL_WORKER_BUILD_ID": build, **place})
+        await added.start()
+        await added.wait_ready()
+        await until(lambda: use(build))
+        return added.name
+
+    assert (await run("temporal", "operator", "namespace", "create", "--namespace", "versions", **place)).status == 0
+    earlier, later = await start("earlier"), await start("later")
+    await site.stack.processes[earlier].terminate()
+    assert await use("earlier")
+    async with grpc.aio.insecure_channel(site.stack.address(later)) as channel:
+        stub = CallsAs(LlmServiceStub(channel), site.operator)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job()), timeout=PATIENCE)).workflow_id
+        await site.start_again(earlier)
+        address = site.stack.metrics_url(earlier).split("/")[2]
+        shown = (r'"ready": true', r'"version": ".*earlier"', r"CurrentVersionBuildID +earlier")
+        yield Situation({"EARLIER": address, "BUILD": "earlier", **place}, shown)
+        # Its workflow takes its first step.
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_), timeout=PATIENCE)
+        assert (await watch(stub, id_)).final.status.state == llm_pb2.JOB_STATE_CANCELLED
+    for name in (earlier, later):
+        await site.stack.processes[name].terminate()
+
+
+@asynccontextmanager
 async def a_backup_is_restored(site: Site) -> AsyncIterator[Situation]:
     """A job that has ended before the backup is read from the copy, and a file of then is in it."""
     await files.upload(site.as_(FileServiceStub), files.new_file(), b"kept")
@@ -356,6 +394,7 @@ SITUATIONS: dict[tuple[str, ...], Callable[[Site], AbstractAsyncContextManager[S
     ("pipeline-waits",): a_pipeline_waits,
     ("canary",): a_canary_runs,
     ("second-worker", "hand-over"): a_worker_hands_its_job_over,
+    ("earlier-version",): the_earlier_version_is_started_again,
     ("backup", "restore"): a_backup_is_restored,
     ("api-keys", "encryption-keys"): keys_are_turned,
 }
