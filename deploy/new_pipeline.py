@@ -3,12 +3,13 @@
     python -m deploy.new_pipeline NAME FOLDER
 
 It writes FOLDER/pyproject.toml, whose entry point names the module to the gateway, FOLDER/haiku.py and
-FOLDER/test_haiku.py. It changes no file that is there.
+FOLDER/test_haiku.py, and prints the commands that come next. It changes no file that is there.
 """
 
 import argparse
 import keyword
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +99,18 @@ def installed(folder: Path) -> str:
     (metadata / "entry_points.txt").write_text("[durable_llm.pipelines]\\n@name@ = @name@\\n")
     return os.pathsep.join(filter(None, (str(folder), str(HERE), os.environ.get("PYTHONPATH", ""))))
 '''
+_NEXT: Final = """
+Run its test, which starts a whole stack:
+    make test T=@folder@
+Install it into the environment of every gateway. A gateway reads its entry point as it starts:
+    .venv/bin/python -m pip install --editable @folder@
+Start the stack, or start it again:
+    make up
+Run it, in another terminal:
+    .venv/bin/durable-llm pipeline run @name@ \\
+        '{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "rain"}'
+docs/pipelines.md says what its code can call.
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -122,6 +135,7 @@ def main(arguments: list[str]) -> int:
     for file, content in files.items():
         (folder / file).write_text(content.replace("@name@", name))
         print(folder / file)
+    print(_NEXT.replace("@name@", name).replace("@folder@", shlex.quote(str(folder))), end="")
     return 0
 
 

@@ -14,7 +14,10 @@ def test_a_new_pipeline_runs_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "haiku"
     make = [sys.executable, "-m", "deploy.new_pipeline"]
     made = subprocess.run([*make, "haiku", folder], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert made.stdout.split() == [str(folder / file) for file in ("pyproject.toml", "haiku.py", "test_haiku.py")]
+    files, _, commands = made.stdout.partition("\n\n")
+    assert files.split() == [str(folder / file) for file in ("pyproject.toml", "haiku.py", "test_haiku.py")]
+    for command in (f"make test T={folder}", f"pip install --editable {folder}", "durable-llm pipeline run haiku "):
+        assert command in commands
     rules = ["--config", str(ROOT / "pyproject.toml")]
     for check in (["check", "--ignore", "S101,INP001", *rules], ["format", "--check", *rules]):
         subprocess.run([sys.executable, "-m", "ruff", *check, folder], cwd=ROOT, check=True)
