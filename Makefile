@@ -211,7 +211,7 @@ screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/image
 	$(DEV)/bin/python -m tests.support.screenshots $(ALL)
 
 .PHONY: histories
-histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v19)
+histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v20)
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench

@@ -284,3 +284,5 @@ PATCH_ORDERED: Final = "orders-commands"
 PATCH_DECIDES_REQUEST: Final = "decides-on-its-cancel"
 # A step of a pipeline fails that asks nothing.
 PATCH_ASKS_SOMETHING: Final = "asks-something"
+# A pipeline that is cancelled tells the batches and pipelines that are its steps why.
+PATCH_TELLS_REASON: Final = "tells-reasons"

@@ -1,5 +1,6 @@
 """Steps that are workflows of their own: batches, and pipelines within pipelines."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.options import duration
     from jobs.pipelines import TASK_TIMEOUT
     from jobs.search import attributes_of
-    from llm_pb import batch_pb2, internal_pb2, pipeline_pb2
+    from llm_pb import batch_pb2, internal_pb2, llm_pb2, pipeline_pb2
 
 from pipelines.admission import ADMISSION
 from pipelines.execution import Execution
@@ -26,6 +27,7 @@ from workflows import activities
 
 _SHORTEST_WINDOW: Final = timedelta(seconds=1)
 """Minimum of BatchRequest.window. A pipeline that has less time left ends in that of its batch."""
+_KINDS: Final = (pipeline_pb2.STEP_KIND_BATCH, pipeline_pb2.STEP_KIND_PIPELINE)
 _C = TypeVar("_C", batch_pb2.BatchStatus, pipeline_pb2.PipelineResult)
 
 
@@ -113,6 +115,20 @@ async def tell_questions(execution: Execution, has_ended: Callable[[], bool]) ->
             await above.signal(
                 names.SIGNAL_QUESTIONS, internal_pb2.PipelineQuestions(pipeline_id=execution.id, needs_answer=told)
             )
+
+
+async def tell_reason(execution: Execution, reason: str) -> None:
+    """Tell the open steps that are batches or pipelines why they are about to be cancelled.
+
+    Temporal's cancel of a child could bring the reason, too, but would store it in clear.
+    """
+    nodes = (execution.tree.node(path) for path in execution.open)
+    below = [node.step.workflow_id for node in nodes if node is not None and node.step.kind in _KINDS]
+    told = [workflow.get_external_workflow_handle(id_) for id_ in below if id_]
+    if told and workflow.patched(names.PATCH_TELLS_REASON):
+        cancel = llm_pb2.CancelRequest(reason=reason)
+        # One that has ended meanwhile needs no reason.
+        await asyncio.gather(*(one.signal(names.SIGNAL_CANCEL, cancel) for one in told), return_exceptions=True)
 
 
 async def _child(

@@ -40,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
 from pipelines.code import Outcome, run_code
 from pipelines.execution import Execution
 from pipelines.metrics import record_end
-from pipelines.nested import tell_questions
+from pipelines.nested import tell_questions, tell_reason
 from pipelines.publishing import publish_tree
 from workflows import activities
 from workflows.cancellation import Cancellation
@@ -180,6 +180,8 @@ class LLMPipelineWorkflow:
             if not out_of_time:
                 # Here, where no local activity has just ended.
                 self._cancellation.decide()
+                reason = str(self._cancellation.error)
+                await self._finish(asyncio.create_task(tell_reason(self._execution, reason)))
             program.cancel()
         await self._cancellation.wait(program.done)
         await self._end_open_steps()

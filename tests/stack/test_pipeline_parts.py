@@ -186,6 +186,7 @@ async def test_the_counts_of_a_batch_are_those_of_its_step_while_it_runs(
     step = seen.steps["lines"]
     assert (step.counts, step.usage) == (found.status.counts, found.status.usage)
     assert step.usage.output_tokens > 12, "what a cancelled batch has used counts"
+    assert found.status.error.message == seen.status.root.error.message == "enough"
 
 
 async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient, temporal: Client) -> None:

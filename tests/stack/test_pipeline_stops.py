@@ -25,7 +25,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from services.gateway.quotas.ended_jobs import LedgerActivities
 from tests.support.files import PATIENCE
-from tests.support.pipelines import cancel, follow, new_pipeline, submit
+from tests.support.pipelines import cancel, follow, get, new_pipeline, submit
 
 SIGNALED = "workflow_execution_signaled_event_attributes"
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
@@ -107,6 +107,9 @@ async def test_what_cancelled_steps_have_used_is_in_the_usage(
         assert root.usage.output_tokens == sum(tokens)
         assert root.usage.engine_time.ToNanoseconds() > 0
         assert root.counts.cancelled == len(paths)
+        if id_ == ids[1]:
+            inner = (await get(pipelines, f"{id_}/parts/0/write")).status.root
+            assert inner.error.message == root.error.message == "enough"
         used.append(sum(tokens))
     request = internal_pb2.FindEndedJobsRequest(workflow_ids=ids)
     found = await ActivityEnvironment().run(LedgerActivities(temporal).find_ended_jobs, request)

@@ -230,6 +230,10 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     await follow(stub, hasty)
     batching = (await submit(stub, new_pipeline("batching", Int32Value(value=2)))).pipeline_id
     await follow(stub, batching)
+    stopped = (await submit(stub, new_pipeline("lingering", Int32Value(value=1)))).pipeline_id
+    await follow(stub, stopped, until=lambda seen: "lines" in seen.steps and seen.steps["lines"].counts.running == 1)
+    await cancel(stub, stopped)
+    await follow(stub, stopped)
     spec = Struct()
     spec.update({"code": "careless", "topics": ["rain"]})
     nesting = (await submit(stub, new_pipeline("nesting", spec, notify=webhook("http://127.0.0.1:1/")))).pipeline_id
@@ -248,6 +252,7 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
         "pipeline-cancelled-start": hasty,
         "pipeline-of-large-outputs": large,
         "pipeline-with-a-batch": batching,
+        "pipeline-with-a-cancelled-batch": stopped,
         "pipeline-of-pipelines": nesting,
         "pipeline-within": f"{nesting}/parts/0/write",
         "pipeline-of-an-asking-one": asking,
