@@ -66,3 +66,21 @@ async def test_a_slot_of_a_ledger_that_is_gone_is_asked_for_once(caplog: pytest.
     await SlotReleases(cast("Client", temporal)).release("ledger", "job", 0)
     assert temporal.released == []
     assert "the slot of job was not released" in caplog.text
+
+
+async def test_a_release_that_no_ledger_takes_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was repeated for ever, and those of the ledger behind it waited. A check of the ledger frees the slot."""
+    monkeypatch.setattr(ledgers, "_RETRY", timedelta(0))
+    temporal = _Temporal(*[RPCStatusCode.UNAVAILABLE] * 1000)
+    for _ in range(1001):
+        temporal.may_end.release()
+    await SlotReleases(cast("Client", temporal)).release("ledger", "job", 0)
+    assert temporal.released == []
+    assert len(temporal.failures) == 1000 - ledgers.RELEASE_TRIES
+    assert "the slot of job was not released, ledger finds it later" in caplog.text
+    # The next one is tried again.
+    temporal.failures.clear()
+    await SlotReleases(cast("Client", temporal)).release("ledger", "job", 0)
+    assert temporal.released == ["job"]

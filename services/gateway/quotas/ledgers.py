@@ -38,7 +38,10 @@ MAX_WAITING: Final = 1000
 _MAX_RELEASES: Final = 100_000
 """Maximum number of releases that wait for one ledger. Beyond it the ledger's checks have to find the ended jobs."""
 _RETRY: Final = timedelta(milliseconds=50)
+_LONGEST_RETRY: Final = timedelta(seconds=5)
 _RELEASE_TIMEOUT: Final = timedelta(seconds=5)
+RELEASE_TRIES: Final = 100
+"""Maximum number of tries of a release: over 7 minutes. A ledger checks its jobs every 10 minutes."""
 _PASSING: Final = (
     RPCStatusCode.ABORTED,
     RPCStatusCode.CANCELLED,
@@ -216,7 +219,8 @@ class SlotReleases:
         """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.
 
         `reservation` is as in ReleaseRequest.reservations. Where Temporal is slow it is released some time later. A
-        failure is logged: a check of the ledger finds it.
+        failure is logged, as is the end of RELEASE_TRIES. The slot is free then once a check of the ledger finds that
+        the job has ended: at the next Reserve that would be refused, or within 10 minutes.
         """
         if ledger not in self._groups:
             commit = partial(self._release_group, ledger)
@@ -233,17 +237,19 @@ class SlotReleases:
             reservations=_reservations(jobs),
         )
         handle = self._client.get_workflow_handle(ledger)
-        while True:
+        pause = _RETRY
+        for left in reversed(range(RELEASE_TRIES)):
             try:
                 await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
+                break
             except RPCError as error:
-                if error.status not in _PASSING:
+                if error.status not in _PASSING or not left:
                     raise
                 # A busy Temporal has perhaps taken it. The ledger releases no slot twice.
                 _log.info("%s did not take a release: %s %s", ledger, error.status.name, error)
-                await asyncio.sleep(_RETRY.total_seconds())
-            else:
-                return [None] * len(jobs)
+            await asyncio.sleep(pause.total_seconds())
+            pause = min(pause * 2, _LONGEST_RETRY)
+        return [None] * len(jobs)
 
 
 def _note_failure(ledger: str, job_id: str, adding: "asyncio.Task[None]") -> None:
