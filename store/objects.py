@@ -237,6 +237,16 @@ def _errors() -> Iterator[None]:
         raise StoreUnavailable(f"the store fails: {_line(error)}") from None
 
 
+def _create(folder: Path) -> None:
+    """Create the folder, and none above it: under a volume that is not mounted a new store would hide the real one."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        raise StoreUnavailable(
+            f"STORE_URL: the folder {folder.parent} is not there: mount its volume, or create the folder"
+        ) from None
+
+
 def _inode(folder: Path) -> int | None:
     return folder.stat().st_ino if folder.is_dir() else None
 
@@ -277,7 +287,7 @@ def open_objects(settings: StoreSettings) -> ObjectStore:
     """
     with _errors():
         if (folder := settings.folder) is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _create(folder)
             return ObjectStore(LocalStore(folder, automatic_cleanup=True), settings.timeout, folder)
         config: dict[str, Any] = {"region": settings.region}
         if settings.endpoint is not None:

@@ -22,6 +22,7 @@ class StoreSettings(BaseSettings):
 
     url: str | None = None
     """Where files are stored: `file:///path`, a folder that all gateways and workers share, or `s3://bucket/prefix`.
+    A service creates the folder, and none above it.
     Unset or empty: there are no files. A bucket needs a lifecycle rule that removes incomplete multipart
     uploads."""
     endpoint: str | None = None

@@ -252,6 +252,24 @@ async def test_a_folder_that_is_away_fails_with_one_error_and_comes_back(folder:
 
 
 @pytest.mark.server
+async def test_a_store_below_a_volume_that_is_not_mounted_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service creates the last folder alone. Under an empty mount point it does not start."""
+    volume = tmp_path / "volume"
+    (volume / "llm").mkdir(parents=True)
+    settings = {"STORE_URL": f"file://{volume}/llm/store"}
+    stored = await put(open_with(settings, monkeypatch), b"kept")
+    shutil.move(volume, tmp_path / "away")
+    volume.mkdir()
+    with pytest.raises(StoreUnavailable, match=f"{volume}/llm is not there"):
+        open_with(settings, monkeypatch)
+    assert not [*volume.iterdir()]
+    volume.rmdir()
+    shutil.move(tmp_path / "away", volume)
+    assert await read(open_with(settings, monkeypatch), stored) == b"kept"
+
+
 async def test_a_server_that_is_away_fails_with_one_error_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
