@@ -23,6 +23,7 @@ from feed.nats import NatsFeed
 from llm_pb import internal_pb2
 from runtime.health import Readiness
 from tests.support.encryption import Keys
+from tests.support.peers import until_stopped
 from tests.support.stacks import stack_settings
 
 
@@ -399,6 +400,7 @@ async def test_a_feed_of_a_broker_that_has_started_again_is_expected_to_store(
     own_broker: Stack, own_feed: NatsFeed
 ) -> None:
     own_broker.processes["nats"].signal(signal.SIGSTOP)
+    until_stopped(own_broker.processes["nats"].pid)
     assert not await own_feed.sync("job", record(0))
     assert not own_feed.storing
     await own_broker.processes["nats"].kill()
