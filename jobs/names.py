@@ -280,6 +280,8 @@ PATCH_REMOVED_MODELS: Final = "removes-models"
 # something else makes or changes commands at the same time. A query may delay that end to the next workflow task, and a
 # replay gets it in the one before, so that other commands would come, or in another order.
 PATCH_ORDERED: Final = "orders-commands"
+# A pipeline publishes a change of its tree after all that its code does in the same workflow task.
+PATCH_PUBLISHES_LAST: Final = "publishes-last"
 # Before its last local activities a cancelled workflow decides whether it asks Temporal to cancel it.
 PATCH_DECIDES_REQUEST: Final = "decides-on-its-cancel"
 # A step of a pipeline fails that asks nothing.

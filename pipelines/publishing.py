@@ -19,6 +19,8 @@ from workflows import activities
 _PUBLISH_EVERY: Final = timedelta(milliseconds=250)
 _NODES_EVERY: Final = 250
 """Number of nodes up to which a tree is published so often. Each time costs the pipeline some events."""
+_TURNS: Final = 20
+"""More conditions than a step waits for, one after the other, before it makes its command."""
 _LOCAL: Final = timedelta(seconds=10)
 _ONCE: Final = RetryPolicy(maximum_attempts=1)
 
@@ -36,6 +38,8 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
     # meanwhile. So no command may follow from the end of this one.
     at_once = workflow.patched(names.PATCH_PACED_AT_ONCE)
     ordered = workflow.patched(names.PATCH_ORDERED)
+    # A replay may get the end of a pause with what came later. So it must not decide which command comes first.
+    comes_last = workflow.patched(names.PATCH_PUBLISHES_LAST)
     publishing: workflow.ActivityHandle[None] | None = None
 
     def changed() -> bool:
@@ -43,6 +47,8 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
 
     while True:
         await workflow.wait_condition(changed)
+        if comes_last:
+            await _let_others_go_on()
         if has_ended():
             if ordered and publishing is not None:
                 # The feed is forgotten after it.
@@ -67,6 +73,13 @@ async def publish_tree(tree: Tree, status: pipeline_pb2.PipelineStatus, has_ende
         elif paced:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(has_ended, timeout=_pause(len(tree.nodes)))
+
+
+async def _let_others_go_on() -> None:
+    """Return when the code of the pipeline has done what it can do in this workflow task."""
+    for _ in range(_TURNS):
+        # Conditions are looked at when nothing else can go on.
+        await workflow.wait_condition(lambda: True)
 
 
 async def _until(pause: "asyncio.Task[None]", has_ended: Callable[[], bool]) -> None:

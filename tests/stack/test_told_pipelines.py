@@ -5,14 +5,17 @@ A query does. The SDK (temporalio 1.35) runs the workflow with them. A replay ma
 
 import asyncio
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from google.protobuf.wrappers_pb2 import BoolValue
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import ResetStickyTaskQueueRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError, WorkflowHistory
 from temporalio.service import RPCError
 from temporalio.worker import (
     HandleQueryInput,
@@ -29,9 +32,10 @@ from runtime.worker_versioning import WorkerVersioning
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.workflow_runner import ContainedRunner
-from tests.support.replays import PIPELINE_ACTIVITIES, Handle, has, replay, start_pipeline
+from tests.support.files import until
+from tests.support.replays import PIPELINE_ACTIVITIES, Handle, Job, has, replay, replay_history, start_pipeline
 
-NOOP, COME = "Noop", "come"
+NOOP, HELD, COME = "Noop", "Held", "come"
 PIPELINES = 6
 
 
@@ -63,6 +67,16 @@ async def two_signals(llm: Pipeline, _: BoolValue) -> BoolValue:
     return BoolValue(value=True)
 
 
+@pipeline("undone", BoolValue, BoolValue)
+async def undone(llm: Pipeline, _: BoolValue) -> BoolValue:
+    async def undo() -> None:
+        await llm.generate("undo", model="docstrings", prompt="x")
+
+    llm.compensate(undo)
+    await llm.step("held", HELD, "", task_queue=workflow.info().task_queue)
+    raise ValueError("scripted")
+
+
 class SecondMeanwhile(Interceptor):
     """Sends a workflow its second signal while it answers."""
 
@@ -92,14 +106,14 @@ class SecondMeanwhile(Interceptor):
         return self._answering
 
 
-def gateway(temporal: Client, queue: str, *interceptors: Interceptor) -> Worker:
+def gateway(temporal: Client, queue: str, *interceptors: Interceptor, activities: Sequence[Any] = ()) -> Worker:
     """Return a worker that runs pipelines as that of a gateway does, but few at a time."""
     return Worker(
         temporal,
         task_queue=queue,
         plugins=[WorkerVersioning(None)],
-        workflows=[LLMPipelineWorkflow],
-        activities=[noop, *PIPELINE_ACTIVITIES],
+        workflows=[LLMPipelineWorkflow, Job],
+        activities=[noop, *activities, *PIPELINE_ACTIVITIES],
         interceptors=interceptors,
         workflow_runner=ContainedRunner(),
         max_concurrent_workflow_tasks=2,
@@ -140,3 +154,55 @@ async def test_a_pipeline_that_is_read_before_its_task_can_be_replayed(temporal:
     for handle in handles:
         assert not await has(handle, "workflow_task_failed_event_attributes")
         await replay(handle, LLMPipelineWorkflow)
+
+
+async def is_idle(handle: Handle) -> bool:
+    """Return whether a pause has ended and nothing has followed."""
+    events = (await handle.fetch_history()).events
+    return events[-1].HasField("workflow_task_completed_event_attributes") and any(
+        event.HasField("timer_fired_event_attributes") for event in events[-4:]
+    )
+
+
+async def test_the_end_of_a_pause_may_come_with_what_came_later(temporal: Client) -> None:
+    """A read makes a workflow task, and an event that comes meanwhile belongs to it. A replay takes it for one with the
+    task before, if that has made no command, nor the one before that."""
+    go_on = asyncio.Event()
+
+    @activity.defn(name=HELD)
+    async def held(*_: Any) -> None:
+        await go_on.wait()
+
+    queue = f"told-{uuid.uuid4().hex}"
+    handle = await start_pipeline(temporal, queue, "undone", BoolValue())
+    async with gateway(temporal, queue, activities=[held]):
+        await until(lambda: is_idle(handle))
+        go_on.set()
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    events = (await handle.fetch_history()).events
+    ended = next(
+        place for place, event in enumerate(events) if event.HasField("activity_task_started_event_attributes")
+    )
+    fired = next(place for place, event in enumerate(events) if event.HasField("timer_fired_event_attributes"))
+    # What has made the pause end, the end, and then the task before it.
+    task, end = [*range(fired + 1, fired + 4)], [ended, ended + 1]
+    assert task[-1] + 1 == ended
+    order = [*range(fired), *task, fired, *task, ended + 2, *end, *range(ended + 3, len(events))]
+    await replay_history(WorkflowHistory(handle.id, in_order(events, order)), LLMPipelineWorkflow)
+
+
+def in_order(events: Sequence[HistoryEvent], order: Sequence[int]) -> list[HistoryEvent]:
+    """Return copies of events by their places, with the ids and the references that they have then."""
+    places: dict[int, int] = {}
+    found = []
+    for number, place in enumerate(order, 1):
+        event = HistoryEvent.FromString(events[place].SerializeToString())
+        places[event.event_id] = number
+        event.event_id = number
+        attributes = getattr(event, str(event.WhichOneof("attributes")))
+        for field in attributes.DESCRIPTOR.fields:
+            if field.name.endswith("_event_id") and getattr(attributes, field.name):
+                setattr(attributes, field.name, places[getattr(attributes, field.name)])
+        found.append(event)
+    return found

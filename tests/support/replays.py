@@ -9,7 +9,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 from temporalio import activity, workflow
-from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowHistory, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Replayer, UnsandboxedWorkflowRunner, Worker
 
@@ -48,10 +48,15 @@ async def has(handle: Handle, *fields: Any) -> bool:
 
 async def replay(handle: Handle, workflow_class: type) -> None:
     """Replay a workflow. Raises what its worker would raise for it."""
+    await replay_history(await handle.fetch_history(), workflow_class)
+
+
+async def replay_history(history: WorkflowHistory, workflow_class: type) -> None:
+    """Replay a history. Like replay()."""
     replayer = Replayer(
         workflows=[workflow_class], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
     )
-    await replayer.replay_workflow(await handle.fetch_history())
+    await replayer.replay_workflow(history)
 
 
 def worker(
