@@ -150,9 +150,9 @@ class LLMPipelineWorkflow:
 
     @tell.validator
     def tell_by_refusal(self) -> None:
-        """Tell the PipelineRecord and the DeliveryState. A refused update leaves nothing in the history.
+        """Tell the PipelineRecord and the DeliveryState. The history has no event of an update that is refused.
 
-        Other than a query, it never brings a cold worker events for which no workflow task has started: see
+        Unlike a query, it never brings a cold worker events for which no workflow task has started: see
         docs/architecture.md.
         """
         raise ApplicationError("told", self.get_record(), self.get_deliveries(), type=names.TOLD)

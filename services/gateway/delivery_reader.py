@@ -48,7 +48,8 @@ class DeliveryReader:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._shared = SharedCalls()
-        self._telling = Telling(client)
+        self.telling = Telling(client)
+        """Asks pipelines."""
 
     async def refresh(
         self, workflow_id: str, run_id: str, notifications: MutableSequence[llm_pb2.NotifyStatus]
@@ -112,7 +113,7 @@ class DeliveryReader:
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
             if execution.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
-                told = await self._telling.ask(execution)
+                told = await self.telling.ask(execution)
                 if told is not None:
                     return told.deliveries
             state: internal_pb2.DeliveryState = await handle.query(

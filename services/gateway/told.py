@@ -1,6 +1,8 @@
 """What open pipelines tell of themselves."""
 
-from typing import NamedTuple
+import logging
+import uuid
+from typing import Final, NamedTuple
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
@@ -9,7 +11,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from llm_pb import internal_pb2
 from runtime.shared_calls import SharedCalls
+from services.gateway.own_work import no_answer
 from services.gateway.updates import execute_update
+
+_log = logging.getLogger(__name__)
+_UNKNOWN: Final = "RuntimeError"
+"""The type of the error by which the SDK refuses an update that the code of a workflow does not have."""
 
 
 class Told(NamedTuple):
@@ -22,32 +29,37 @@ class Told(NamedTuple):
 class Telling:
     """Asks pipelines by the update Tell, which they refuse with what they tell.
 
-    Temporal takes ten updates of a workflow at once, so one of each pipeline is in flight, and calls of the same time
-    share it.
+    Temporal takes ten updates of a workflow at once, and keeps one whose caller has gone until a worker takes it. So
+    all of a gateway that ask a pipeline share one.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._calls = SharedCalls()
+        self._update_id = f"tell-{uuid.uuid4().hex}"
 
     async def ask(self, execution: WorkflowExecution) -> Told | None:
         """Return what an open pipeline tells, which nobody may change; None for one that is to be asked by a query.
 
         That is one that has ended, or whose code is older than the update. Raises RPCError: FAILED_PRECONDITION while
-        its present task fails, DEADLINE_EXCEEDED if no worker runs it in time.
+        its present task fails, DEADLINE_EXCEEDED if no worker runs it in time, RESOURCE_EXHAUSTED if it has too many
+        updates; ApiError UNAVAILABLE.
         """
         if execution.status != WorkflowExecutionStatus.RUNNING:
             return None
         return await self._calls.fresh((execution.id, execution.run_id), lambda: self._ask(execution))
 
     async def _ask(self, execution: WorkflowExecution) -> Told | None:
+        handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
-            await execute_update(
-                self._client.get_workflow_handle(execution.id, run_id=execution.run_id), names.UPDATE_TELL
-            )
+            await execute_update(handle, names.UPDATE_TELL, update_id=self._update_id)
         except WorkflowUpdateFailedError as error:
-            if isinstance(error.cause, ApplicationError) and error.cause.type == names.TOLD:
-                return Told(*error.cause.details)
+            cause = error.cause
+            if isinstance(cause, ApplicationError) and cause.type == names.TOLD:
+                return Told(*cause.details[:2])
+            if not isinstance(cause, ApplicationError) or cause.type != _UNKNOWN:
+                _log.warning("%s does not tell its record: %s", execution.id, cause)
+                raise no_answer("pipeline") from error
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise

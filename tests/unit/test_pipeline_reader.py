@@ -19,6 +19,7 @@ from payload_converter import data_converter
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import ApiError
 from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.told import Telling
 
 ID = "llmpipe-u-1"
 
@@ -88,6 +89,9 @@ def described(
 class NoDeliveries:
     """Deliveries of a pipeline that has none."""
 
+    def __init__(self, client: Client) -> None:
+        self.telling = Telling(client)
+
     async def refresh(self, *_: Any) -> None:
         """Change nothing."""
 
@@ -111,9 +115,13 @@ CANCEL = event_of(
 )
 
 
-def reader_of(*answers: internal_pb2.PipelineRecord, events: Iterable[HistoryEvent] = ()) -> PipelineReader:
-    workflow = Workflow(*answers, events=events)
-    return PipelineReader(cast("Client", workflow), cast("DeliveryReader", NoDeliveries()))
+def reading(workflow: Workflow) -> PipelineReader:
+    client = cast("Client", workflow)
+    return PipelineReader(client, cast("DeliveryReader", NoDeliveries(client)))
+
+
+def reader_of(*answers: internal_pb2.PipelineRecord | RPCError, events: Iterable[HistoryEvent] = ()) -> PipelineReader:
+    return reading(Workflow(*answers, events=events))
 
 
 async def test_steps_and_counts_never_go_back_while_a_task_fails() -> None:
@@ -151,7 +159,7 @@ async def test_the_status_of_a_pipeline_that_ends_while_it_is_read_is_the_one_th
     left.CopyFrom(record.status)
     record.status.root.end_time.seconds, left.root.end_time.seconds = 7, 8
     workflow = Workflow(record, record)
-    reader = PipelineReader(cast("Client", workflow), cast("DeliveryReader", NoDeliveries()))
+    reader = reading(workflow)
     workflow.description = described(52, status=WorkflowExecutionStatus.COMPLETED, left=left)
     assert (await reader.record_of(described(50))).status == left
     # Temporal does not have its end yet.
@@ -227,7 +235,14 @@ async def test_an_ended_pipeline_whose_workflow_has_no_time_to_answer_is_asked_a
     left.state = llm_pb2.JOB_STATE_SUCCEEDED
     ended = described(52, status=WorkflowExecutionStatus.COMPLETED, left=left)
     late = RPCError("Timeout expired", RPCStatusCode.CANCELLED, b"")
-    reader = PipelineReader(cast("Client", Workflow(late, record_of(2))), cast("DeliveryReader", NoDeliveries()))
+    reader = reading(Workflow(late, record_of(2)))
     with pytest.raises(RPCError, match="Timeout expired"):
         await reader.record_of(ended)
     assert len((await reader.record_of(ended)).nodes) == 2
+
+
+async def test_a_pipeline_with_too_many_updates_has_its_last_record() -> None:
+    reader = reader_of(record_of(2), RPCError("ten are in flight", RPCStatusCode.RESOURCE_EXHAUSTED, b""))
+    await reader.record_of(described(50))
+    found = await reader.look(described(50))
+    assert (found.record.version, found.answered) == (2, False)

@@ -18,7 +18,7 @@ from services.gateway.pipelines.reader import PipelineReader
 
 _AT_ONCE: Final = 3
 """Maximum number of answers to one pipeline that this gateway has under way. Temporal takes ten updates of a workflow
-at once, and another gateway may have some as well. Two more read the pipeline: see services.gateway.told."""
+at once, and another gateway may have some as well. One more reads the pipeline: see services.gateway.told."""
 _TOO_MANY: Final = "too many answers to this pipeline are under way at once; call again"
 _ENDED: Final = (
     RPCStatusCode.NOT_FOUND,

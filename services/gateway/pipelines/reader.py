@@ -34,13 +34,16 @@ from services.gateway.job_inputs import input_of
 from services.gateway.job_traces import traceparent_of
 from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
-from services.gateway.told import Telling
 
 _log = logging.getLogger(__name__)
 _MAX_RECORDS: Final = 32
 """Number of records that are remembered. Those of many steps have some 300 KB."""
-_NO_TASK: Final = (RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
-"""How Temporal refuses an update of a pipeline whose task fails, or which no worker runs."""
+_NO_TASK: Final = (
+    RPCStatusCode.FAILED_PRECONDITION,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+)
+"""How Temporal refuses an update of a pipeline whose task fails, which no worker runs, or which has ten already."""
 
 
 class Look(NamedTuple):
@@ -57,7 +60,6 @@ class PipelineReader:
     def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
         self._client = client
         self._deliveries = deliveries
-        self._telling = Telling(client)
         self._runs = Runs(client)
         self._records: OrderedDict[tuple[str, str], tuple[int, internal_pb2.PipelineRecord]] = OrderedDict()
         """The last record that was read, by pipeline and run, with the length of the history then."""
@@ -146,9 +148,9 @@ class PipelineReader:
         return Look(first, answered=True)
 
     async def _told(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord | None:
-        """Return what a pipeline tells; None while its present task fails, or while the first one is not done."""
+        """Return what a pipeline tells; None if it does not answer: its task fails, or none has been done in time."""
         try:
-            told = await self._telling.ask(description)
+            told = await self._deliveries.telling.ask(description)
         except RPCError as error:
             if error.status not in _NO_TASK:
                 raise
