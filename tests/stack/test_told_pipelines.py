@@ -164,6 +164,22 @@ async def is_idle(handle: Handle) -> bool:
     )
 
 
+async def test_reading_a_pipeline_adds_nothing_to_its_history(temporal: Client) -> None:
+    queue = f"told-{uuid.uuid4().hex}"
+    reader = PipelineReader(temporal, DeliveryReader(temporal))
+    handle = await start_pipeline(temporal, queue, "two-signals", BoolValue())
+    async with gateway(temporal, queue):
+        await until(lambda: is_idle(handle))
+        before = (await handle.describe()).history_length
+        for _ in range(20):
+            assert (await reader.look(await handle.describe())).answered
+        assert (await handle.describe()).history_length == before
+        for signal in ("first", "second"):
+            await handle.signal(COME, signal)
+        await handle.result()
+    await replay(handle, LLMPipelineWorkflow)
+
+
 async def test_the_end_of_a_pause_may_come_with_what_came_later(temporal: Client) -> None:
     """A read makes a workflow task, and an event that comes meanwhile belongs to it. A replay takes it for one with the
     task before, if that has made no command, nor the one before that."""
