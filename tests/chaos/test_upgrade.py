@@ -374,6 +374,16 @@ async def test_every_outcome_reads_the_same_at_the_other_version(
         before = {outcome: await get_status(one, id_) for outcome, id_ in ids.items()}
     async with versions.running(then, ["gateway"]) as two:
         after = {outcome: await get_status(two, id_) for outcome, id_ in ids.items()}
+    if then == "earlier" and f'"{names.PATCH_ORDERED}"' not in (Path(FROM) / "jobs" / "names.py").read_text():
+        # It cannot replay a job whose output was read back by this version, and answers from the memo, without it.
+        for outcome in ("cancelled", "cancelled-by-temporal", "timed-out-in-all"):
+            if not after[outcome].result.output:
+                assert after[outcome].result == llm_pb2.JobResult(), outcome
+                after[outcome].result.CopyFrom(before[outcome].result)
+        async with versions.running("this", ["gateway"]) as back:
+            assert {outcome: (await get_status(back, id_)).result for outcome, id_ in ids.items()} == {
+                outcome: answer.result for outcome, answer in before.items()
+            }
     for answer in (*before.values(), *after.values()):
         # Deliveries may continue between the two calls.
         answer.status.ClearField("notifications")
