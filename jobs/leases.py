@@ -123,6 +123,11 @@ class Leases:
         self._limits[_TOKENS] += tokens
         self.lacking = 0
 
+    def give_back(self, tokens: int) -> None:
+        """Note that the batch has given back output tokens, because they are less than a chunk needs."""
+        self._limits[_TOKENS] -= tokens
+        self.lacking += tokens
+
     def settle(self, number: int, usage: common_pb2.Usage) -> None:
         """Note that a chunk does not run any more, and take back what it has not used."""
         if number in self._held:

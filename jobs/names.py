@@ -272,6 +272,8 @@ PATCH_FAILED_CHECKS: Final = "failed-checks-change-nothing"
 PATCH_FAILED_ASKING: Final = "failed-asking-changes-nothing"
 # A ledger tells the reservations of a pipeline apart that is submitted again.
 PATCH_RESERVATIONS: Final = "tells-reservations-apart"
+# A batch of which nothing runs asks for all that its next line needs, and holds nothing until it has that.
+PATCH_RETURNED_LEASES: Final = "returns-leases-while-it-waits"
 # A ledger counts a file although one of its id is gone that seems later: the clocks of gateways differ.
 PATCH_SKEWED_FILES: Final = "counts-files-of-skewed-clocks"
 # A trained model is removed with its last version.

@@ -115,6 +115,11 @@ class Chunks:
         following = self._all[self._others.next : min(self._others.next + self._others.most, self._others.end)]
         return lease_request(self._batch_id, self._run, self._leases.lacking, self._running.values(), following)
 
+    def give_back(self, tokens: int) -> None:
+        """Give so many leased output tokens back with the next question to the ledger."""
+        self._run.progress.leased_tokens -= tokens
+        self._leases.give_back(tokens)
+
     def grow(self, answer: internal_pb2.LeaseResponse) -> None:
         """Take over what the ledger has answered."""
         if answer.never:

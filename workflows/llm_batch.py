@@ -182,7 +182,7 @@ class LLMBatchWorkflow:
                 chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
             if asked is not None and leasing is None:
-                leasing = asyncio.create_task(leased(chunks.lease_to_ask_for))
+                leasing = asyncio.create_task(leased(chunks.lease_to_ask_for, chunks.give_back))
             await self._cancellation.wait(_any_news(chunks, leasing, self._has_to_stop))
             self._note(chunks.take())
             self._stop = self._stop or chunks.failure

@@ -9,7 +9,7 @@ from typing import Final
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import batches
+    from jobs import batches, names
     from llm_pb import internal_pb2
 
 from workflows import activities
@@ -48,14 +48,23 @@ def lease_request(
     )
 
 
-async def leased(ask: Callable[[], internal_pb2.LeaseRequest | None]) -> internal_pb2.LeaseResponse:
+async def leased(
+    ask: Callable[[], internal_pb2.LeaseRequest | None], give_back: Callable[[int], None] | None = None
+) -> internal_pb2.LeaseResponse:
     """Ask the ledger for output tokens until it has some, or says that it never will have.
 
     `ask` returns what is lacking at the moment: what runs meanwhile may end and give back what it has not used. Where
     it returns None, nothing is lacking any more, and the response is empty.
+
+    `give_back` notes that so many tokens are given back. A batch of which nothing runs may wait for another day, so it
+    asks for all that it needs and holds nothing meanwhile. A pipeline of which nothing runs holds nothing anyway.
     """
     pause = _FIRST_PAUSE
     while (request := ask()) is not None:
+        held = request.held_tokens if request.alone else 0
+        if held and give_back is not None and workflow.patched(names.PATCH_RETURNED_LEASES):
+            give_back(held)
+            continue
         answer = await workflow.execute_activity(
             activities.lease_tokens, request, start_to_close_timeout=STEP_TIMEOUT, retry_policy=STEP_RETRIES
         )

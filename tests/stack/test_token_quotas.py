@@ -42,6 +42,7 @@ TENANTS = tuple(
         "repeated",
         "batches",
         "next-day",
+        "remainder",
         "steps",
     )
 )
@@ -286,6 +287,24 @@ async def test_a_batch_goes_on_with_what_a_day_has(temporal: Client, gateway: Te
     status = await stubs.end((await create_batch(stubs, long_lines(3, 10))).batch_id)
     assert (status.state, status.usage.output_tokens) == (batch_pb2.BATCH_STATE_SUCCEEDED, 30)
     assert await usage(gateway.of("tokens-next-day")) == (LIMIT, 0)
+
+
+async def test_a_batch_that_waits_for_another_day_holds_nothing_of_this_one(
+    temporal: Client, gateway: TenantGateway
+) -> None:
+    """What is less than its next line needs is for others."""
+    await start_ledger(temporal, "tokens-remainder", day=TODAY, used_tokens=LIMIT - 40, **SOON)
+    stub, stubs = gateway.of("tokens-remainder"), batches_of(gateway, "tokens-remainder")
+    # A quarter of what is free is leased for the first line, and what it leaves is too little for the second.
+    batch = await create_batch(stubs, [*long_lines(1, 1), long_lines(2, 45)[1]])
+    async with asyncio.timeout(PATIENCE):
+        while await usage(stub) != (LIMIT - 39, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert isinstance(await submit(stub, waiting(40)), grpc.aio.AioRpcError)
+    assert isinstance(await submit(stub, waiting(39)), llm_pb2.SubmitResponse)
+    await stubs.cancel(batch.batch_id)
+    ended = await stubs.end(batch.batch_id)
+    assert (ended.state, ended.usage.output_tokens) == (batch_pb2.BATCH_STATE_CANCELLED, 1)
 
 
 @pytest.mark.long

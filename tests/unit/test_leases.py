@@ -125,6 +125,17 @@ async def test_items_begin_while_the_most_that_they_may_use_fits() -> None:
     assert grant.needed.output_tokens == 35
 
 
+def test_what_is_given_back_is_lacking() -> None:
+    leases = Leases(common_pb2.Budget(), 4, leased_tokens=30)
+    group, needs = internal_pb2.PlanGroup(), internal_pb2.ChunkResult(needed=common_pb2.Budget(output_tokens=50))
+    assert leases.lease(0, group, used(20), needs) is None
+    assert leases.lacking == 40
+    leases.give_back(10)
+    assert leases.lacking == 50
+    leases.grow(50)
+    assert leases.lease(0, group, used(20), needs) == Lease(common_pb2.Budget(output_tokens=50), last=False)
+
+
 async def test_a_last_grant_bounds_the_item_that_it_does_not_suffice_for() -> None:
     grant, last = new_grant(output_tokens=25, last=True), job(30)
     assert await grant.reserve(0, last)
