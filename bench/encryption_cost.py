@@ -127,7 +127,7 @@ def new_encryption(folder: Path) -> Encryption:
     """Return encryption with keys of its own."""
     store, keyring = KeyStore(folder / "keys"), Keyring(folder / "keyring.json")
     store.create()
-    keyring.turn()
+    keyring.create()
     return Encryption(DataKeys(store, keyring))
 
 

@@ -48,9 +48,7 @@ def main() -> None:
     store, wrapper = KeyStore(settings.key_store), key_wrapper(settings)
     try:
         if arguments.command == "init":
-            store.create()
-            if isinstance(wrapper, Keyring) and settings.keyring is not None and not settings.keyring.exists():
-                wrapper.turn()
+            _init(store, wrapper, settings)
             return
         if arguments.command == "turn":
             if not isinstance(wrapper, Keyring):
@@ -74,6 +72,23 @@ def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         message = problem["msg"].removeprefix("Value error, ")
         yield f"ENCRYPTION_{str(problem['loc'][0]).upper()}: {message}" if problem["loc"] else message
+
+
+def _init(store: KeyStore, wrapper: KeyWrapper, settings: EncryptionSettings) -> None:
+    """Create the key store and the keyring where there are none.
+
+    Raises KeysUnavailable for a keyring that cannot be used, and for a missing one whose keys the data keys need.
+    """
+    store.create()
+    if isinstance(wrapper, Keyring) and settings.keyring is not None:
+        if not settings.keyring.exists() and any(True for _ in store.slots()):
+            raise KeysUnavailable(
+                f"ENCRYPTION_KEYRING: {settings.keyring} is missing, and {settings.key_store} has data keys that a "
+                "keyring has wrapped; bring that keyring back"
+            )
+        wrapper.create()
+        sys.stdout.write(f"keyring: {settings.keyring}\n")
+    sys.stdout.write(f"key store: {settings.key_store}\n")
 
 
 async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:

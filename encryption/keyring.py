@@ -65,15 +65,29 @@ class Keyring:
         except (InvalidTag, ValueError) as error:
             raise KeysUnavailable(f"the key-encryption key {key_id!r} is not the one that wrapped {context}") from error
 
-    def turn(self) -> str:
-        """Add a new key-encryption key, which is current from now on, and return its id. Creates a missing file.
+    def check(self) -> None:
+        """Raise KeysUnavailable for a file that cannot be used."""
+        file = self._read()
+        self._aead(file, file.current)
 
-        Raises KeysUnavailable for a file that cannot be read, OSError for one that cannot be written.
+    def create(self) -> None:
+        """Create a missing file, with one key. Raises KeysUnavailable for a file that is there and cannot be used."""
+        if not self._path.exists():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with durable_file.locked(self._path.parent):
+                if not self._path.exists():
+                    durable_file.replace(self._path, with_new_key({})[1])
+        # Its folder may be read-only.
+        self.check()
+
+    def turn(self) -> str:
+        """Add a new key-encryption key, which is current from now on, and return its id.
+
+        Raises KeysUnavailable for a file that is missing or cannot be used, OSError for one that cannot be written.
         """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check()
         with durable_file.locked(self._path.parent):
-            file = self._read() if self._path.exists() else None
-            keys = {name: key.get_secret_value() for name, key in file.keys.items()} if file else {}
+            keys = {name: key.get_secret_value() for name, key in self._read().keys.items()}
             key_id, text = with_new_key(keys)
             durable_file.replace(self._path, text)
         return key_id
@@ -98,4 +112,8 @@ class Keyring:
         except (OSError, UnicodeDecodeError) as error:
             raise KeysUnavailable(f"ENCRYPTION_KEYRING: the keyring cannot be read: {error}") from error
         except ValidationError as error:
-            raise KeysUnavailable(f"the keyring {self._path} is not as docs/encryption.md says: {error}") from error
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise KeysUnavailable(
+                f"the keyring {self._path} is not as docs/encryption.md says: {place}: {first['msg']}"
+            ) from error

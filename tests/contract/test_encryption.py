@@ -320,6 +320,31 @@ def settings_of(keys: Keys) -> dict[str, Any]:
     return {name.removeprefix("ENCRYPTION_").lower(): value for name, value in keys.environment.items()}
 
 
+async def test_a_keyring_that_is_not_there_is_not_made_anew(keys: Keys, tmp_path: Path) -> None:
+    """A path may be misspelt, or a volume not mounted. A new keyring in its place would unwrap no data key."""
+    await encrypting(keys.encryption()).encode([MARKER])
+    ring = tmp_path / "keyring.json"
+    ring.rename(tmp_path / "away.json")
+    for words, says in ((("turn",), "cannot be read"), (("init",), "bring that keyring back")):
+        ended = await run(sys.executable, "-m", "encryption", *words, **keys.environment)
+        assert (ended.status, ended.errors.count("\n")) == (1, 1), ended.errors
+        assert ended.errors.startswith("ENCRYPTION_KEYRING: ")
+        assert says in ended.errors
+        assert not ring.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"current": "k", "keys": {}}'])
+@pytest.mark.parametrize("word", ["init", "turn", "rewrap"])
+async def test_a_command_names_a_damaged_keyring(keys: Keys, word: str, damage: str) -> None:
+    await encrypting(keys.encryption()).encode([MARKER])
+    keys.ring = damage
+    ended = await run(sys.executable, "-m", "encryption", word, **keys.environment)
+    assert (ended.status, ended.errors.count("\n")) == (1, 1), ended.errors
+    assert "keyring.json" in ended.errors
+    assert "pydantic" not in ended.errors
+    assert keys.ring == damage
+
+
 async def test_init_makes_what_is_missing_and_keeps_what_is_there(tmp_path: Path) -> None:
     environment = {
         "ENCRYPTION_KEY_STORE": str(tmp_path / "a" / "store"),

@@ -58,7 +58,7 @@ New = Callable[[], Awaitable[KeyWrapper]]
 def new(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> New:
     async def new_keyring() -> KeyWrapper:
         keyring = Keyring(tmp_path / f"{secrets.token_hex(4)}.json")
-        keyring.turn()
+        keyring.create()
         return keyring
 
     if request.param == "keyring":

@@ -21,7 +21,7 @@ class Keys:
         self._ring = folder / "keyring.json"
         self.keyring = Keyring(self._ring)
         self.store.create()
-        self.keyring.turn()
+        self.keyring.create()
         self.environment = {
             "ENCRYPTION_KEY_STORE": str(self.folder),
             "ENCRYPTION_KEYRING": str(self._ring),
