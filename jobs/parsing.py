@@ -34,6 +34,7 @@ _REFUSED: Final = (json_format.ParseError, ValueError, TypeError, AttributeError
 without its "value", SystemError for half a surrogate pair as the name of an enum."""
 _NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _WELL_KNOWN: Final = {
     "google.protobuf.Any": f'an object whose "@type" is a type that is known here, with the JSON of that type, {DEPTH}',
     "google.protobuf.Duration": 'a duration in seconds, such as "1.5s"',
@@ -130,7 +131,10 @@ def _wrong_value(value: Any, field: FieldDescriptor, place: str) -> Iterator[Vio
         holder = GetMessageClass(owner)()
         json_format.ParseDict({field.name: [value] if field.is_repeated else value}, holder)
     except _REFUSED:
-        yield Violation(place, f"must be {_expected(field)}")
+        if isinstance(value, str) and _SURROGATE.search(value):
+            yield Violation(place, "holds a surrogate, which is no character")
+        else:
+            yield Violation(place, f"must be {_expected(field)}")
 
 
 def _is_plain(value: Any, field: FieldDescriptor) -> bool:

@@ -68,6 +68,10 @@ UNKNOWN_PIPELINE: Final = "UNKNOWN_PIPELINE"
 _PART: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
 PATH_PATTERN: Final = re.compile(rf"{_PART}(?:/{_PART})*")
 FOLLOW_PATTERN: Final = re.compile(rf"(?:{_PART}|\*{{1,2}})(?:/(?:{_PART}|\*{{1,2}}))*")
+PATH_RULE: Final = (
+    f"it must be at most {MAX_PATH} characters, of names with / between them; a name has 1 to 64 of a-z, 0-9, _ and -, "
+    f"begins with a letter or digit, and is none of {', '.join(sorted(RESERVED))}"
+)
 NAME_PATTERN: Final = re.compile(_PART)
 """The form of a pipeline's name."""
 

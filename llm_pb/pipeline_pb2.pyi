@@ -157,7 +157,8 @@ class PipelineRequest(_message.Message):
     @_builtins.property
     def total_timeout(self) -> _duration_pb2.Duration:
         """Time from SubmitPipeline after which the pipeline is stopped, and ends as JOB_STATE_TIMED_OUT. A step has at most what is left
-        of it. At least 1 s, within the operator's bound. Default 24 h.
+        of it, so code that goes on without a step which has timed out may still return its result, and has succeeded then. At least 1 s,
+        within the operator's bound. Default 24 h.
         """
 
     @_builtins.property
@@ -998,7 +999,7 @@ class StepStatus(_message.Message):
     APPROVED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path: names in a-z, 0-9, _ and -, with "/" between them: "rounds/2/critique". Unique in its pipeline, and the same in every
-    message about the step. At most 100 characters. Empty: the root, which is the pipeline.
+    message about the step. At most 100 characters, a name at most 64. Empty: the root, which is the pipeline.
     """
     state: Global___StepState.ValueType
     """Where the step is. What has steps below it is RUNNING while one of them runs or waits for an answer, and otherwise in the state

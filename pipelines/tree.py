@@ -9,7 +9,17 @@ with workflow.unsafe.imports_passed_through():
     from google.rpc import status_pb2
 
     from jobs.batches import add_usage
-    from jobs.pipelines import MAX_NODES, MAX_PATH, MAX_STEPS, TOO_MANY_STEPS, failure, is_path, parents, shown_error
+    from jobs.pipelines import (
+        MAX_NODES,
+        MAX_PATH,
+        MAX_STEPS,
+        PATH_RULE,
+        TOO_MANY_STEPS,
+        failure,
+        is_path,
+        parents,
+        shown_error,
+    )
     from llm_pb import common_pb2, internal_pb2, pipeline_pb2
     from pipelines.errors import StepFailed
 
@@ -66,7 +76,7 @@ class Tree:
         Raises StepFailed for one too many, unless it is not `bounded`.
         """
         if not is_path(path):
-            raise ValueError(f"no step can have the path {path!r}")
+            raise ValueError(f"no step can have the path {path!r}: {PATH_RULE}")
         if len(path) > self._max_path:
             message = f"the id of this pipeline leaves room for a path of {self._max_path} characters"
             raise ValueError(f"no step can have the path {path!r}: {message}")

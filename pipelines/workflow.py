@@ -185,7 +185,7 @@ class LLMPipelineWorkflow:
             program.cancel()
         await self._cancellation.wait(program.done)
         await self._end_open_steps()
-        self._take_outcome(program)
+        self._take_outcome(program, stopped=stopped)
         late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) in OUT_OF_TIME
         if not stopped and not late:
             return llm_pb2.JOB_STATE_SUCCEEDED if self._error is None else llm_pb2.JOB_STATE_FAILED
@@ -204,8 +204,8 @@ class LLMPipelineWorkflow:
                 task.cancel()
         await self._cancellation.wait(lambda: not open_)
 
-    def _take_outcome(self, program: "asyncio.Task[Outcome]") -> None:
-        """Keep the result or the error of the code, which has ended."""
+    def _take_outcome(self, program: "asyncio.Task[Outcome]", *, stopped: bool) -> None:
+        """Keep the result or the error of the code, which has ended. Code that was `stopped` may end as cancelled."""
         if program.cancelled():
             error: BaseException | None = self._execution.refusal or asyncio.CancelledError("raised by the code itself")
         else:
@@ -215,8 +215,10 @@ class LLMPipelineWorkflow:
         elif isinstance(error, StepFailed):
             self._error = error.status
         else:
-            # Its message may quote what users write, and is in the status.
-            workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, places(error))
+            if not (stopped and isinstance(error, asyncio.CancelledError)):
+                # Its message may quote what users write, and is in the status.
+                kind = type(error).__name__
+                workflow.logger.error("the code of a pipeline has failed: %s at %s", kind, places(error))
             self._error = failure(PROGRAM_ERROR, described(error), code_pb2.INTERNAL)
 
     async def _compensate(self) -> None:

@@ -16,6 +16,7 @@ from durable_llm import AsyncClient
 from durable_llm import Client as Client_
 from jobs import names
 from jobs.errors import reason_of
+from jobs.pipelines import PATH_RULE
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
@@ -159,7 +160,7 @@ async def test_the_python_client_runs_pipelines(stack: Stack) -> None:
 
 
 async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(
-    pipelines: Any, stub: LlmServiceStub, temporal: Client
+    pipelines: Any, stub: LlmServiceStub, temporal: Client, stack: Stack
 ) -> None:
     id_ = (await submit(pipelines, new_pipeline("leaves", Int32Value(value=20)))).pipeline_id
     seen = await follow(pipelines, id_, "**", until=lambda seen: len(seen.outputs) == 20)
@@ -174,6 +175,9 @@ async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(
         job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
         assert job.status.state == llm_pb2.JOB_STATE_CANCELLED
         assert job.result.output.encode() == seen.outputs[path] != b""
+    # The code ends with a CancelledError, which is no failure of it.
+    log = stack.processes["gateway"].log.splitlines()
+    assert not [line for line in log if "the code of a pipeline has failed: CancelledError" in line]
     events = (await temporal.get_workflow_handle(id_).fetch_history()).events
     # All were admitted at once.
     called = activities(events)
@@ -204,7 +208,7 @@ async def test_no_step_has_a_name_that_means_something_else_in_the_address_of_a_
         )
         assert seen.status.state == llm_pb2.JOB_STATE_FAILED
         assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
-        assert seen.status.root.error.message == f"ValueError: no step can have the path {path!r}"
+        assert seen.status.root.error.message == f"ValueError: no step can have the path {path!r}: {PATH_RULE}"
         assert not seen.steps
 
 

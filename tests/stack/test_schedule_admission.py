@@ -20,6 +20,7 @@ from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.encryption import Keys
+from tests.support.files import bad_fields
 from tests.support.jobs import details_of, new_job, unpack, until_output, watch
 from tests.support.schedules import create, delete, ended, every, get, new_schedule, trigger, until
 from tests.support.scrapes import scrape_until
@@ -51,6 +52,21 @@ async def gateways(stack: Stack, *settings: dict[str, str]) -> AsyncIterator[lis
         for channel, process in zip(channels, made, strict=True):
             await channel.close()
             await process.terminate()
+
+
+async def test_the_times_of_a_schedule_leave_the_operators_interval(stack: Stack) -> None:
+    """Two times of one expression or interval. Those of different ones may lie closer together, as the docs say."""
+    settings = {"GATEWAY_SCHEDULE_MIN_INTERVAL": "PT10M", "GATEWAY_WORKFLOW_QUEUE": "schedules-of-intervals"}
+    shifted = [{"every": {"seconds": 600}}, {"every": {"seconds": 600}, "offset": {"seconds": 1}}]
+    async with gateways(stack, settings) as [(channel, _)]:
+        calls = ScheduleServiceStub(channel)
+        for times, field in (
+            ({"cron": ["0 0 * * *", "*/9 * * * *"]}, "schedule.times.cron[1]"),
+            ({"intervals": [*shifted, {"every": {"seconds": 599}}]}, "schedule.times.intervals[2].every"),
+        ):
+            assert await bad_fields(create(calls, new_schedule(times=times))) == {field}
+        for times in ({"cron": ["*/10 * * * *", "1,11,21 * * * *"]}, {"intervals": shifted}):
+            await delete(calls, await create(calls, new_schedule(times=times), paused=True))
 
 
 async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: Path, stub: LlmServiceStub) -> None:

@@ -28,6 +28,12 @@ def test_a_time_is_taken_and_what_is_none_is_named() -> None:
     assert wrong.value.violations == (("start_time", expected), ("end_time", expected))
 
 
+def test_half_a_surrogate_pair_in_a_text_is_named() -> None:
+    with pytest.raises(InvalidFields) as wrong:
+        parse({"prompt": "x\ud800"}, llm_pb2.JobRequest())
+    assert wrong.value.violations == (("prompt", "holds a surrogate, which is no character"),)
+
+
 def test_half_a_surrogate_pair_as_the_name_of_an_enum_is_named() -> None:
     with pytest.raises(InvalidFields) as wrong:
         parse({"job_class": "\ud800", "messages": [{"role": "\ud800"}]}, llm_pb2.JobRequest())
