@@ -45,11 +45,10 @@ class Standing(NamedTuple):
 class DeliveryReader:
     """Reads the state of deliveries from Temporal. Concurrent calls share it, so it must not be changed."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, telling: Telling) -> None:
         self._client = client
+        self._telling = telling
         self._shared = SharedCalls()
-        self.telling = Telling(client)
-        """Asks pipelines."""
 
     async def refresh(
         self, workflow_id: str, run_id: str, notifications: MutableSequence[llm_pb2.NotifyStatus]
@@ -113,7 +112,7 @@ class DeliveryReader:
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
             if execution.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
-                told = await self.telling.ask(execution)
+                told = await self._telling.ask(execution)
                 if told is not None:
                     return told.deliveries
             state: internal_pb2.DeliveryState = await handle.query(

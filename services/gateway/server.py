@@ -71,6 +71,7 @@ from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.streams.streams import Streams
 from services.gateway.submission import JobSubmission
+from services.gateway.told import Telling
 from store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ async def serving_api(
     require_all_methods(SERVICES.values())
     auth = await auth_interceptor(settings, readiness)
     models = Models(settings.models, settings.classes)
-    delivery_reader = DeliveryReader(client)
+    telling = Telling(client)
+    delivery_reader = DeliveryReader(client, telling)
     reader = JobReader(client, models, delivery_reader, feed)
     workers = Workers(reports, metrics.ignored_reports)
     await reports.receive_reports(workers.take)
@@ -120,7 +122,7 @@ async def serving_api(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batch_reader = BatchReader(client, delivery_reader)
-    of_pipelines = PipelineReader(client, delivery_reader)
+    of_pipelines = PipelineReader(client, delivery_reader, telling)
     deliveries = DeliveryService(client, effects, reader, batch_reader, of_pipelines, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)

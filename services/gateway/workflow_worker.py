@@ -56,6 +56,7 @@ from services.gateway.runs import Runs
 from services.gateway.schedules.jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
+from services.gateway.told import Telling
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
 from services.gateway.workflow_runner import ContainedRunner, patient
@@ -152,7 +153,7 @@ async def running_workflows(
     async with AsyncExitStack() as stack:
         if store is not None:
             reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
-            jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+            jobs = JobReader(client, Models(settings.models), DeliveryReader(client, Telling(client)), feed)
             files = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
@@ -165,7 +166,7 @@ async def running_workflows(
 def _batch_activities(
     client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
 ) -> BatchActivities:
-    jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+    jobs = JobReader(client, Models(settings.models), DeliveryReader(client, Telling(client)), feed)
     outputs = JobOutputs(store, jobs) if store is not None else None
     reader = FileReader(client, PageTokens(None), encryption, outputs, knows_tenants=False)
     files = BatchFiles(ProducedFiles(client, reader, settings, encryption))
@@ -197,7 +198,7 @@ def watched_worker(
 ) -> Worker:
     """Return the worker for the items of batches that are jobs of their own."""
     models = Models(settings.models)
-    reader = JobReader(client, models, DeliveryReader(client), feed)
+    reader = JobReader(client, models, DeliveryReader(client, Telling(client)), feed)
     watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
     return Worker(
         client,
@@ -221,7 +222,8 @@ def workflow_worker(
     """Return the worker for the queue of workflows."""
     batches = _batch_activities(client, feed, settings, encryption, store)
     local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
-    deliveries = DeliveryReader(client)
+    telling = Telling(client)
+    deliveries = DeliveryReader(client, telling)
     models = Models(settings.models)
     reader = JobReader(client, models, deliveries, feed)
     outputs = JobOutputs(store, reader) if store is not None else None
@@ -231,7 +233,7 @@ def workflow_worker(
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
-    batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client, deliveries)
+    batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client, deliveries, telling)
     datasets, trained = Datasets(file_reader, has_store=has_store), TrainedModels(client, effects)
     scheduled = ScheduledJobs(
         submission,

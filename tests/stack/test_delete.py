@@ -27,6 +27,7 @@ from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.job_reader import JobReader
 from services.gateway.models.catalogue import Models
 from services.gateway.settings import GatewaySettings
+from services.gateway.told import Telling
 from tests.support.credentials import CallsAs, KeyFile, bearer
 from tests.support.deletions import (
     PATIENCE,
@@ -286,7 +287,7 @@ async def test_a_wrong_not_found_of_temporals_frees_no_id(stack: Stack, stub: Ll
             await asyncio.sleep(0.1)
     async with temporal_proxy(stack.address("temporal")) as (proxy, address):
         client = await Client.connect(address, data_converter=data_converter)
-        deliveries, feed = DeliveryReader(client), MemoryFeed()
+        deliveries, feed = DeliveryReader(client, Telling(client)), MemoryFeed()
         reader = JobReader(client, Models([]), deliveries, feed)
         steps = DeletionSteps(client, feed, MemoryAnswers(), reader, deliveries, GatewaySettings(), None, None)
         for step in (steps.inspect_job, steps.keep_job_id):

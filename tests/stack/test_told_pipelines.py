@@ -31,6 +31,7 @@ from pipelines.workflow import LLMPipelineWorkflow
 from runtime.worker_versioning import WorkerVersioning
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.told import Telling
 from services.gateway.workflow_runner import ContainedRunner
 from tests.support.files import until
 from tests.support.replays import PIPELINE_ACTIVITIES, Handle, Job, has, replay, replay_history, start_pipeline
@@ -135,7 +136,8 @@ async def read_before_its_task(reader: PipelineReader, handle: Handle) -> None:
 
 async def test_a_pipeline_that_is_read_before_its_task_can_be_replayed(temporal: Client) -> None:
     queue = f"told-{uuid.uuid4().hex}"
-    reader = PipelineReader(temporal, DeliveryReader(temporal))
+    telling = Telling(temporal)
+    reader = PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
     handles = [await start_pipeline(temporal, queue, "two-signals", BoolValue()) for _ in range(PIPELINES)]
     async with gateway(temporal, queue):
         for handle in handles:
@@ -166,7 +168,8 @@ async def is_idle(handle: Handle) -> bool:
 
 async def test_reading_a_pipeline_adds_nothing_to_its_history(temporal: Client) -> None:
     queue = f"told-{uuid.uuid4().hex}"
-    reader = PipelineReader(temporal, DeliveryReader(temporal))
+    telling = Telling(temporal)
+    reader = PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
     handle = await start_pipeline(temporal, queue, "two-signals", BoolValue())
     async with gateway(temporal, queue):
         await until(lambda: is_idle(handle))

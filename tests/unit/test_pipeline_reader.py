@@ -89,9 +89,6 @@ def described(
 class NoDeliveries:
     """Deliveries of a pipeline that has none."""
 
-    def __init__(self, client: Client) -> None:
-        self.telling = Telling(client)
-
     async def refresh(self, *_: Any) -> None:
         """Change nothing."""
 
@@ -117,7 +114,7 @@ CANCEL = event_of(
 
 def reading(workflow: Workflow) -> PipelineReader:
     client = cast("Client", workflow)
-    return PipelineReader(client, cast("DeliveryReader", NoDeliveries(client)))
+    return PipelineReader(client, cast("DeliveryReader", NoDeliveries()), Telling(client))
 
 
 def reader_of(*answers: internal_pb2.PipelineRecord | RPCError, events: Iterable[HistoryEvent] = ()) -> PipelineReader:

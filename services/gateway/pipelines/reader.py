@@ -34,6 +34,7 @@ from services.gateway.job_inputs import input_of
 from services.gateway.job_traces import traceparent_of
 from services.gateway.own_work import describe_own, events_of_start, no_answer, query_record
 from services.gateway.runs import Runs
+from services.gateway.told import Telling
 
 _log = logging.getLogger(__name__)
 _MAX_RECORDS: Final = 32
@@ -57,9 +58,10 @@ class Look(NamedTuple):
 class PipelineReader:
     """Reads pipelines."""
 
-    def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
+    def __init__(self, client: Client, deliveries: DeliveryReader, telling: Telling) -> None:
         self._client = client
         self._deliveries = deliveries
+        self._telling = telling
         self._runs = Runs(client)
         self._records: OrderedDict[tuple[str, str], tuple[int, internal_pb2.PipelineRecord]] = OrderedDict()
         """The last record that was read, by pipeline and run, with the length of the history then."""
@@ -150,7 +152,7 @@ class PipelineReader:
     async def _told(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord | None:
         """Return what a pipeline tells; None if it does not answer: its task fails, or none has been done in time."""
         try:
-            told = await self._deliveries.telling.ask(description)
+            told = await self._telling.ask(description)
         except RPCError as error:
             if error.status not in _NO_TASK:
                 raise
