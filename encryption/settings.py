@@ -34,7 +34,9 @@ _T = TypeVar("_T")
 class EncryptionSettings(BaseSettings):
     """Encryption at rest, the same for every service."""
 
-    model_config = SettingsConfigDict(env_prefix="ENCRYPTION_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ENCRYPTION_", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+    )
 
     key_store: Path | None = None
     """Folder of the wrapped data keys, on a volume that all services share. Unset: nothing is encrypted, and encrypted

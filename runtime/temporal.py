@@ -16,7 +16,7 @@ from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, ListWorkflowExecutionsRequest
 from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey, WorkerDeploymentVersion
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, ReplaySafeTracerProvider, create_tracer_provider
@@ -25,7 +25,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCStatusCode
 
 from encryption import Encryption
-from payload_converter.encryption import encrypting
+from payload_converter.encryption import encrypted_for, encrypting
 from runtime import temporal_log
 from runtime.encryption_health import want_keys
 from runtime.environment import WrongSetting
@@ -47,6 +47,8 @@ worker's heartbeats may stay away. Temporal ends connections with pings more oft
 _TCP_TIMEOUT: Final = timedelta(seconds=5)
 """Maximum time of one try to open a connection. The system repeats the first packet less and less often, after a minute
 without a network once a minute."""
+_JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
+_NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
 
@@ -149,7 +151,35 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
             await asyncio.sleep(_RETRY.total_seconds())
         else:
             connected.set_result(client)
+            if encryption is None:
+                await _wait_for_clear_work(client, readiness)
             return client
+
+
+async def _wait_for_clear_work(client: Client, readiness: Readiness) -> None:
+    """Wait while what is submitted is encrypted. A service that has no keys would fail each job that it takes."""
+    if not await _newest_is_encrypted(client):
+        return
+    _log.error("%s", f"keys {_NO_KEYS}")
+    clear = False
+
+    async def is_clear() -> bool:
+        return clear
+
+    readiness.need("keys", _NO_KEYS, is_clear)
+    while not clear:
+        await asyncio.sleep(_RETRY.total_seconds())
+        clear = not await _newest_is_encrypted(client)
+
+
+async def _newest_is_encrypted(client: Client) -> bool:
+    """Return whether the memo of the suite's newest workflow is encrypted. False where Temporal does not say."""
+    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=1)
+    try:
+        found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
+    except RPCError:
+        return False
+    return any(encrypted_for(payload) is not None for one in found.executions for payload in one.memo.fields.values())
 
 
 class _Namespace:

@@ -270,6 +270,27 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
         assert seen.final.result.metadata.output_tokens == 2000
 
 
+@pytest.mark.parametrize("kind", ["gpu-worker", "gateway"])
+async def test_a_service_that_lacks_the_settings_is_not_ready_and_takes_no_job(
+    encrypted: "Encrypted", kind: str
+) -> None:
+    """It would fail each job that it takes."""
+    stack, stub, _ = encrypted
+    await run_job(stub, new_job(params={"max_tokens": 2}))
+    process = stack.add(kind)
+    for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
+        del process.environment[name]
+    await process.start()
+    try:
+        answer = await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
+        assert "set ENCRYPTION_KEY_STORE" in answer.body["missing"]["keys"]
+        seen = await asyncio.gather(*(run_job(stub, new_job(params={"max_tokens": 2})) for _ in range(20)))
+        assert {one.states[-1] for one in seen} == {"SUCCEEDED"}
+        assert {one.final.result.metadata.attempts for one in seen} == {1}
+    finally:
+        await process.terminate()
+
+
 @pytest.fixture(scope="module")
 async def encrypted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Stack, LlmServiceStub, Keys]]:
     """A stack that encrypts."""
@@ -320,8 +341,9 @@ async def test_a_codec_server_without_a_key_says_so(encrypted: Encrypted) -> Non
     await restart(stack, "codec")
     asked = json_format.MessageToDict(started.input)
     async with httpx.AsyncClient(base_url=f"http://{stack.address('codec')}", trust_env=False, timeout=60) as client:
-        assert (await client.post("/decode", json=asked)).json() == asked
+        # Before anybody asks for a key.
         await ask_until(stack, "codec", lambda answer: "keys" in answer.body["degraded"])
+        assert (await client.post("/decode", json=asked)).json() == asked
         keys.ring = ring
         async with asyncio.timeout(60):
             while (await client.post("/decode", json=asked)).json() == asked:  # noqa: ASYNC110
