@@ -3611,8 +3611,11 @@ class PipelineRecord(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    NODE_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the tree: it grows with each change of the status or of a node."""
+    node_count: _builtins.int
+    """Number of all nodes where the record is a part of what an open pipeline tells: see TellRequest. Otherwise 0."""
     @_builtins.property
     def status(self) -> _pipeline_pb2.PipelineStatus:
         """The status. Its state is JOB_STATE_RUNNING as long as the workflow is open."""
@@ -3632,14 +3635,39 @@ class PipelineRecord(_message.Message):
         nodes: _abc.Iterable[Global___PipelineNode] | None = ...,
         version: _builtins.int = ...,
         result: _pipeline_pb2.PipelineResult | None = ...,
+        node_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "result", b"result", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_count", b"node_count", "nodes", b"nodes", "result", b"result", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PipelineRecord: _TypeAlias = PipelineRecord  # noqa: Y015
+
+@_typing.final
+class TellRequest(_message.Message):
+    """What a gateway asks an open pipeline for by the update Tell: its record in parts, because what many gateways are told comes in
+    one message of Temporal's. A request that is left out asks for the first part.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_NODE_FIELD_NUMBER: _builtins.int
+    first_node: _builtins.int
+    """Number of the first node of the part."""
+    def __init__(
+        self,
+        *,
+        first_node: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_node", b"first_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellRequest: _TypeAlias = TellRequest  # noqa: Y015
 
 @_typing.final
 class PipelineChange(_message.Message):

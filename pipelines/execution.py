@@ -237,6 +237,13 @@ class Execution:
         """Return what is known, for a query."""
         return internal_pb2.PipelineRecord(status=self.status, nodes=self.tree.nodes, version=self.tree.version)
 
+    def part(self, first: int) -> internal_pb2.PipelineRecord:
+        """Return the record with the nodes from the number `first` on that MAX_TOLD_BYTES have room for."""
+        tree = self.tree
+        return internal_pb2.PipelineRecord(
+            status=self.status, nodes=tree.part(first), version=tree.version, node_count=len(tree.nodes)
+        )
+
     def within(self, path: str, timeout: timedelta | None) -> timedelta:
         """Return the time that a step gets. Raises StepFailed when the pipeline has none left."""
         left = self.time_left()

@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
         MAX_NODES,
         MAX_PATH,
         MAX_STEPS,
+        MAX_TOLD_BYTES,
         PATH_RULE,
         TOO_MANY_STEPS,
         failure,
@@ -58,6 +59,17 @@ class Tree:
     def changed_since(self, version: int) -> list[internal_pb2.PipelineNode]:
         """Return the nodes that have changed since a version."""
         return [node for node in self._nodes.values() if node.version > version]
+
+    def part(self, first: int) -> list[internal_pb2.PipelineNode]:
+        """Return nodes from the number `first` on: as many as MAX_TOLD_BYTES have room for, and at least one."""
+        size = 0
+        found: list[internal_pb2.PipelineNode] = []
+        for node in self.nodes[first:]:
+            size += node.ByteSize()
+            if found and size > MAX_TOLD_BYTES:
+                break
+            found.append(node)
+        return found
 
     def node(self, path: str) -> internal_pb2.PipelineNode | None:
         """Return the node of a path; None where there is none, or the step is only counted."""

@@ -145,17 +145,23 @@ class LLMPipelineWorkflow:
         return self._deliveries.state
 
     @workflow.update(name=names.UPDATE_TELL)
-    def tell(self) -> None:
+    @one_input
+    def tell(self, request: internal_pb2.TellRequest | None = None) -> None:
         """Never run: tell_by_refusal() refuses it."""
 
     @tell.validator
-    def tell_by_refusal(self) -> None:
-        """Tell the PipelineRecord and the DeliveryState. The history has no event of an update that is refused.
+    @one_input
+    def tell_by_refusal(self, request: internal_pb2.TellRequest | None = None) -> None:
+        """Tell a part of the PipelineRecord, without the result, and with the first part the DeliveryState.
 
-        Unlike a query, it never brings a cold worker events for which no workflow task has started: see
-        docs/architecture.md.
+        The history has no event of an update that is refused. Unlike a query, it never brings a cold worker events for
+        which no workflow task has started: see docs/architecture.md.
         """
-        raise ApplicationError("told", self.get_record(), self.get_deliveries(), type=names.TOLD)
+        first = request.first_node if request is not None else 0
+        record = self._execution.part(first)
+        record.status.cancel_requested = self._cancellation.error is not None
+        deliveries = internal_pb2.DeliveryState() if first else self.get_deliveries()
+        raise ApplicationError("told", record, deliveries, type=names.TOLD)
 
     def _note_cancel(self) -> None:
         if self._cancellation.error is not None and not self._status.cancel_requested:

@@ -50,9 +50,23 @@ class Telling:
         return await self._calls.fresh((execution.id, execution.run_id), lambda: self._ask(execution))
 
     async def _ask(self, execution: WorkflowExecution) -> Told | None:
+        """Return all parts as one. The version is that of the first: a node of a later part may have changed since."""
+        told = await self._part(execution)
+        while told is not None and len(told.record.nodes) < told.record.node_count:
+            part = await self._part(execution, internal_pb2.TellRequest(first_node=len(told.record.nodes)))
+            if part is None:
+                return None
+            told.record.nodes.extend(part.record.nodes)
+            if not part.record.nodes:
+                raise no_answer("pipeline")
+        if told is not None:
+            told.record.node_count = 0
+        return told
+
+    async def _part(self, execution: WorkflowExecution, *request: internal_pb2.TellRequest) -> Told | None:
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
-            await execute_update(handle, names.UPDATE_TELL, update_id=self._update_id)
+            await execute_update(handle, names.UPDATE_TELL, *request, update_id=self._update_id)
         except WorkflowUpdateFailedError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.type == names.TOLD:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from google.protobuf.wrappers_pb2 import BoolValue
+from google.protobuf.wrappers_pb2 import BoolValue, Int32Value
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.history.v1 import HistoryEvent
@@ -26,6 +26,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from jobs.pipelines import MAX_QUESTION_BYTES
 from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from runtime.worker_versioning import WorkerVersioning
@@ -76,6 +77,14 @@ async def undone(llm: Pipeline, _: BoolValue) -> BoolValue:
     llm.compensate(undo)
     await llm.step("held", HELD, "", task_queue=workflow.info().task_queue)
     raise ValueError("scripted")
+
+
+@pipeline("many-questions", Int32Value, BoolValue)
+async def many_questions(llm: Pipeline, count: Int32Value) -> BoolValue:
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count.value):
+            tasks.create_task(llm.approve(f"questions/{number}", "?" * MAX_QUESTION_BYTES))
+    return BoolValue(value=True)
 
 
 class SecondMeanwhile(Interceptor):
@@ -136,8 +145,7 @@ async def read_before_its_task(reader: PipelineReader, handle: Handle) -> None:
 
 async def test_a_pipeline_that_is_read_before_its_task_can_be_replayed(temporal: Client) -> None:
     queue = f"told-{uuid.uuid4().hex}"
-    telling = Telling(temporal)
-    reader = PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
+    reader = reader_of(temporal)
     handles = [await start_pipeline(temporal, queue, "two-signals", BoolValue()) for _ in range(PIPELINES)]
     async with gateway(temporal, queue):
         for handle in handles:
@@ -168,8 +176,7 @@ async def is_idle(handle: Handle) -> bool:
 
 async def test_reading_a_pipeline_adds_nothing_to_its_history(temporal: Client) -> None:
     queue = f"told-{uuid.uuid4().hex}"
-    telling = Telling(temporal)
-    reader = PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
+    reader = reader_of(temporal)
     handle = await start_pipeline(temporal, queue, "two-signals", BoolValue())
     async with gateway(temporal, queue):
         await until(lambda: is_idle(handle))
@@ -181,6 +188,42 @@ async def test_reading_a_pipeline_adds_nothing_to_its_history(temporal: Client) 
             await handle.signal(COME, signal)
         await handle.result()
     await replay(handle, LLMPipelineWorkflow)
+
+
+async def test_many_gateways_may_read_a_large_pipeline_at_once(temporal: Client) -> None:
+    """What they are told is one message of a workflow task. Temporal ends a workflow whose message is over 4 MB."""
+    queue, steps = f"told-{uuid.uuid4().hex}", 900
+    handle = await start_pipeline(temporal, queue, "many-questions", Int32Value(value=steps))
+    async with gateway(temporal, queue):
+
+        async def asks_all() -> bool:
+            record = await reader_of(temporal).record_of(await handle.describe())
+            return record.status.root.counts.needs_answer == steps
+
+        await until(asks_all)
+        readers = [reader_of(temporal) for _ in range(10)]
+        for _ in range(3):
+            description = await handle.describe()
+            looks = await asyncio.gather(*(reader.look(description) for reader in readers))
+            for look in looks:
+                assert look.answered
+                assert look.record.ByteSize() > 900_000
+                assert [node.number for node in look.record.nodes] == [*range(len(look.record.nodes))]
+                assert look.record.status.root.counts.total == steps
+        assert len({look.record.SerializeToString(deterministic=True) for look in looks}) == 1
+        await handle.cancel()
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    assert not await has(
+        handle, "workflow_task_failed_event_attributes", "workflow_execution_terminated_event_attributes"
+    )
+    await replay(handle, LLMPipelineWorkflow)
+
+
+def reader_of(temporal: Client) -> PipelineReader:
+    """Return the reader of a gateway of its own."""
+    telling = Telling(temporal)
+    return PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
 
 
 async def test_the_end_of_a_pause_may_come_with_what_came_later(temporal: Client) -> None:
