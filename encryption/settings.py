@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
@@ -34,9 +34,7 @@ _T = TypeVar("_T")
 class EncryptionSettings(BaseSettings):
     """Encryption at rest, the same for every service."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ENCRYPTION_", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix="ENCRYPTION_", frozen=True, use_attribute_docstrings=True)
 
     key_store: Path | None = None
     """Folder of the wrapped data keys, on a volume that all services share. Unset: nothing is encrypted, and encrypted
@@ -53,6 +51,14 @@ class EncryptionSettings(BaseSettings):
     search_attributes: Literal["clear", "hashed"] = "clear"
     """Form of the search attributes `UserID`, `RequestID` and `ProjectId` of new jobs. `hashed`: keyed hashes, which
     still match the filters of List."""
+
+    @field_validator("key_store", "keyring", mode="before")
+    @classmethod
+    def _is_named(cls, path: Any) -> Any:
+        # An empty variable may be a mistake, and pydantic takes it for the working folder.
+        if path == "":
+            raise ValueError("is empty: name a path, or leave it unset")
+        return path
 
     @field_validator("kms_key")
     @classmethod

@@ -24,6 +24,7 @@ async def main() -> None:
         serving_metrics(settings, readiness) as metrics,
         Gateway(settings, trace.get_tracer(__package__)) as gateway,
     ):
+        readiness.describe(gateway=settings.gateway)
         readiness.need("gateway", "does not answer", gateway.serves)
         await gateway.require_authentication(settings)
         front = Front(settings, gateway, HttpMetrics(metrics.meter(__package__)), readiness)

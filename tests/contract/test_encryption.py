@@ -364,6 +364,8 @@ async def test_init_makes_what_is_missing_and_keeps_what_is_there(tmp_path: Path
     [
         ({}, "ENCRYPTION_KEY_STORE has to be set"),
         ({"ENCRYPTION_KEY_STORE": "/x"}, "ENCRYPTION_KEY_STORE: set it and either"),
+        ({"ENCRYPTION_KEY_STORE": "", "ENCRYPTION_KEYRING": "/x"}, "ENCRYPTION_KEY_STORE: is empty: name a path"),
+        ({"ENCRYPTION_KEY_STORE": "/x", "ENCRYPTION_KEYRING": ""}, "ENCRYPTION_KEYRING: is empty: name a path"),
         (
             {"ENCRYPTION_KEY_STORE": "/x", "ENCRYPTION_KMS_KEY": KMS_KEY, "ENCRYPTION_KMS_URL": "http://a:secret@b/"},
             "ENCRYPTION_KMS_URL: must be an https URL",

@@ -123,6 +123,7 @@ async def test_no_value_of_an_option_is_a_traceback(cli: Cli) -> None:
         (("pipeline", "run", "refine", "{}", "--output-tokens", "-1"), "--output-tokens': -1 is no limit: give more"),
         (("batch", "run", "pyproject.toml", os.devnull, "--max-concurrent", "0"), "--max-concurrent': 0 is no limit"),
         (("batch", "run", "pyproject.toml", os.devnull, "--max-failure-rate", "0"), "--max-failure-rate': 0 is no"),
+        (("batch", "run", "pyproject.toml", ""), "OUTPUT: no file can be written"),
         (("submit", "--file", ""), "--file"),
         (("get", NO_UTF_8), "WORKFLOW_ID"),
         (("submit", NO_UTF_8), "PROMPT"),
@@ -135,6 +136,14 @@ async def test_a_value_that_nothing_can_hold_is_named(cli: Cli, arguments: tuple
     ended = await cli(*arguments)
     assert (ended.status, ended.errors.count("\n")) == (Exit.USAGE, 1), ended.errors
     assert says in ended.errors
+
+
+async def test_a_file_whose_name_is_no_text_is_not_uploaded(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / NO_UTF_8
+    path.write_bytes(b"x")
+    ended = await cli("files", "put", str(path))
+    assert (ended.status, ended.errors.count("\n")) == (Exit.USAGE, 1), ended.errors
+    assert "is not in UTF-8" in ended.errors
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def _require_places(lines: str, output: str, errors: str) -> None:
     for name, path in (("OUTPUT", output), ("--errors", errors)):
         folder = os.path.dirname(os.path.realpath(path))
         replaced = os.path.isfile(path) or not os.path.exists(path)
-        if os.path.isdir(path) or (replaced and not (os.path.isdir(folder) and os.access(folder, os.W_OK))):
+        if not path or os.path.isdir(path) or (replaced and not (os.path.isdir(folder) and os.access(folder, os.W_OK))):
             raise click.UsageError(f"{name}: no file can be written at {path}")
         if os.path.exists(path) and os.path.samefile(path, lines):
             raise click.UsageError(f"{name}: {path} is the file with the lines, which it would replace")

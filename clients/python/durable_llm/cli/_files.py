@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,6 +53,11 @@ def put(
     """Upload files and print their ids. An upload that breaks goes on where it broke."""
     if request_id and len(paths) > 1:
         raise click.UsageError("--request-id is the key of one file.")
+    for path in paths:
+        try:
+            os.fsencode(os.path.basename(path)).decode()
+        except UnicodeError:
+            raise click.UsageError(f"PATH: the name of {path!r} is not in UTF-8") from None
     come_back = "The upload has ended. The same command goes on with it." if request_id else "The upload has ended."
     expire_time = datetime.now(UTC) + expires if expires is not None else None
     progress = Progress(quiet=False)
