@@ -104,6 +104,9 @@ class BatchServiceServicer:
 
         A stream that broke off continues after the last cursor that the client has received: no item is missing, and none comes
         twice. Output and errors hold the same items, in the order of the input.
+
+        RESOURCE_EXHAUSTED beyond the number of such streams that a gateway takes, or half of it by one tenant: 64 and 32 by default.
+        Wait for the end of a batch by StreamBatch, of which a gateway takes thousands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,6 +67,9 @@ class BatchServiceStub:
 
     A stream that broke off continues after the last cursor that the client has received: no item is missing, and none comes
     twice. Output and errors hold the same items, in the order of the input.
+
+    RESOURCE_EXHAUSTED beyond the number of such streams that a gateway takes, or half of it by one tenant: 64 and 32 by default.
+    Wait for the end of a batch by StreamBatch, of which a gateway takes thousands.
     """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]
     """Requests that a batch stops. The call is idempotent, and changes nothing of a batch in a final state. What has ended is
@@ -123,6 +126,9 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A stream that broke off continues after the last cursor that the client has received: no item is missing, and none comes
         twice. Output and errors hold the same items, in the order of the input.
+
+        RESOURCE_EXHAUSTED beyond the number of such streams that a gateway takes, or half of it by one tenant: 64 and 32 by default.
+        Wait for the end of a batch by StreamBatch, of which a gateway takes thousands.
         """
 
     @_abc_1.abstractmethod

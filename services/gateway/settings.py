@@ -221,8 +221,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum wait for the next 64 KiB of an UploadFile call, or for its end. After it the call ends as if the client
     had ended it: what was sent is committed, and another call may go on there."""
     max_downloads: int = Field(64, gt=0)
-    """Maximum number of concurrent DownloadFile calls, half of them of one tenant. Each holds up to 4 MiB. Further
-    calls get RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent DownloadFile calls, and of StreamBatchResults calls: half of them of one tenant.
+    Each holds up to 4 MiB. Further calls get RESOURCE_EXHAUSTED."""
     file_sweep_interval: timedelta = Field(timedelta(hours=6), ge=timedelta(0))
     """Interval at which a gateway that runs workflows looks for objects in the store that no file has. PT0S: never."""
     file_sweep_age: timedelta = Field(timedelta(hours=1), ge=timedelta(seconds=1))

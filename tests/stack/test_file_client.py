@@ -80,6 +80,13 @@ async def test_a_pipe_is_written_to_and_not_replaced(client: AsyncClient, tmp_pa
     assert target.read_bytes() == sent
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🙂" * 63], ids=["1 byte", "2 bytes", "4 bytes"])
+async def test_a_file_may_have_the_longest_name(client: AsyncClient, tmp_path: Path, name: str) -> None:
+    file = await client.files.upload(b"x", user_id="alice")
+    await client.files.download(file.ref.file_id, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("read", [False, True], ids=["nobody reads", "nobody reads on"])
 async def test_a_download_into_a_pipe_that_waits_can_be_ended(client: AsyncClient, tmp_path: Path, read: bool) -> None:
     """No thread stays in the wait, which would keep the process from its end until a second Ctrl-C."""

@@ -84,7 +84,8 @@ class AsyncFiles:
                 await self._write(file, pipe.write)
             return file
         target = Path(await to_thread(os.path.realpath, target))
-        handle, name = await to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name}.")
+        # A name has at most 255 bytes.
+        handle, name = await to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name[:40]}.")
         try:
             with os.fdopen(handle, "wb") as written:
                 await self._write(file, lambda piece: to_thread(written.write, piece))
