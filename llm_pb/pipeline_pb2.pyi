@@ -1405,8 +1405,8 @@ class StreamPipelineResponse(_message.Message):
     """
     @_builtins.property
     def status(self) -> Global___PipelineStatus:
-        """The pipeline's status. Set in the first message of a pipeline that has not ended, after changes, and in the last message, which
-        alone has a final state.
+        """The pipeline's status. Set in the first message about a pipeline that has not ended, after changes, and in the last message, which
+        alone has a final state. A message with a cursor alone is a sign of life.
         """
 
     @_builtins.property

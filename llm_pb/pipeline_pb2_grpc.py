@@ -85,7 +85,8 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPipeline(self, request, context):
-        """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline.
+        """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline. UNAVAILABLE, after up to 20 s, while no
+        gateway that runs workflows answers: the steps are read from the pipeline, also of one that has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +102,7 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelPipeline(self, request, context):
-        """Requests that a pipeline stops, and returns its status at once. All of its jobs are cancelled at the same time and keep their
+        """Requests that a pipeline stops, and returns its status, after up to 20 s if no gateway runs the pipeline now. All of its jobs are cancelled at the same time and keep their
         output, then its compensations run. A pipeline that has ended does not change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

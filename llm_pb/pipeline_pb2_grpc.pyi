@@ -47,14 +47,16 @@ class PipelineServiceStub:
     have succeeded.
     """
     GetPipeline: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.GetPipelineRequest, _pipeline_pb2.GetPipelineResponse]
-    """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline."""
+    """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline. UNAVAILABLE, after up to 20 s, while no
+    gateway that runs workflows answers: the steps are read from the pipeline, also of one that has ended.
+    """
     StreamPipeline: _aio.UnaryStreamMultiCallable[_pipeline_pb2.StreamPipelineRequest, _pipeline_pb2.StreamPipelineResponse]
     """Follows the whole tree: first all steps that there are, or those that changed since the cursor, then steps that change and the
     output of followed steps as both happen, at last the result. The stream ends with OK then. A stream that breaks is continued by
     the last cursor received, at any gateway. A client that goes away does not cancel the pipeline.
     """
     CancelPipeline: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.CancelPipelineRequest, _pipeline_pb2.CancelPipelineResponse]
-    """Requests that a pipeline stops, and returns its status at once. All of its jobs are cancelled at the same time and keep their
+    """Requests that a pipeline stops, and returns its status, after up to 20 s if no gateway runs the pipeline now. All of its jobs are cancelled at the same time and keep their
     output, then its compensations run. A pipeline that has ended does not change.
     """
     AnswerStep: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.AnswerStepRequest, _pipeline_pb2.AnswerStepResponse]
@@ -88,7 +90,9 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.GetPipelineRequest,
         context: _aio.ServicerContext[_pipeline_pb2.GetPipelineRequest, _abc.Awaitable[_pipeline_pb2.GetPipelineResponse]],
     ) -> _abc.Awaitable[_pipeline_pb2.GetPipelineResponse]:
-        """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline."""
+        """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline. UNAVAILABLE, after up to 20 s, while no
+        gateway that runs workflows answers: the steps are read from the pipeline, also of one that has ended.
+        """
 
     @_abc_1.abstractmethod
     def StreamPipeline(
@@ -107,7 +111,7 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.CancelPipelineRequest,
         context: _aio.ServicerContext[_pipeline_pb2.CancelPipelineRequest, _abc.Awaitable[_pipeline_pb2.CancelPipelineResponse]],
     ) -> _abc.Awaitable[_pipeline_pb2.CancelPipelineResponse]:
-        """Requests that a pipeline stops, and returns its status at once. All of its jobs are cancelled at the same time and keep their
+        """Requests that a pipeline stops, and returns its status, after up to 20 s if no gateway runs the pipeline now. All of its jobs are cancelled at the same time and keep their
         output, then its compensations run. A pipeline that has ended does not change.
         """
 

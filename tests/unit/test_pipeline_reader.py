@@ -238,8 +238,9 @@ async def test_an_ended_pipeline_whose_workflow_has_no_time_to_answer_is_asked_a
     assert len((await reader.record_of(ended)).nodes) == 2
 
 
-async def test_a_pipeline_with_too_many_updates_has_its_last_record() -> None:
-    reader = reader_of(record_of(2), RPCError("ten are in flight", RPCStatusCode.RESOURCE_EXHAUSTED, b""))
+@pytest.mark.parametrize("status", [RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED], ids=lambda one: one.name)
+async def test_a_pipeline_with_too_many_updates_has_its_last_record(status: RPCStatusCode) -> None:
+    reader = reader_of(record_of(2), RPCError("ten are in flight", status, b""))
     await reader.record_of(described(50))
     found = await reader.look(described(50))
     assert (found.record.version, found.answered) == (2, False)

@@ -43,8 +43,10 @@ _NO_TASK: Final = (
     RPCStatusCode.FAILED_PRECONDITION,
     RPCStatusCode.DEADLINE_EXCEEDED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.ABORTED,
 )
-"""How Temporal refuses an update of a pipeline whose task fails, which no worker runs, or which has ten already."""
+"""How Temporal refuses an update of a pipeline whose task fails, which no worker runs, or which has ten already, or how
+it gives one up."""
 
 
 class Look(NamedTuple):
