@@ -104,17 +104,19 @@ class Ledger:
 
     async def lease(self, request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
         """Lease output tokens to a batch. Raises RPCError and WorkflowUpdateFailedError: call again."""
-        while True:
-            try:
-                answer: internal_pb2.LeaseResponse = await self._handle().execute_update(
-                    names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse, rpc_timeout=RPC_TIMEOUT
-                )
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                await self._start()
-            else:
-                return answer
+        try:
+            return await self._lease(request)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+        await self._start()
+        return await self._lease(request)
+
+    async def _lease(self, request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
+        answer: internal_pb2.LeaseResponse = await self._handle().execute_update(
+            names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse, rpc_timeout=RPC_TIMEOUT
+        )
+        return answer
 
     async def _query(self, name: str, nothing: T) -> T:
         """Return the ledger's answer, or `nothing` without a ledger."""
