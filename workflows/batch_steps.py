@@ -18,7 +18,7 @@ from workflows.running_chunks import STEP_RETRIES
 
 _TIMEOUT: Final = timedelta(hours=6)
 """Maximum duration of an attempt. One whose process was killed is tried again much earlier."""
-_HEARTBEAT: Final = timedelta(minutes=1)
+_HEARTBEAT: Final = timedelta(seconds=30)
 
 
 def start_plan(

@@ -20,7 +20,7 @@ from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
-from services.gateway.batches.processes import MAX_PROCESSES
+from services.gateway.batches.processes import HEARTBEAT, MAX_PROCESSES
 from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.submission import BatchSubmission
 from services.gateway.batches.sweeping import BatchSweeper
@@ -184,6 +184,8 @@ def batch_steps_worker(
         activities=[batches.plan_batch, batches.merge_batch],
         max_concurrent_activities=MAX_PROCESSES,
         max_concurrent_activity_task_polls=1,
+        # The SDK would send one each 24 s, and a gateway that is late by 6 s would lose the step.
+        max_heartbeat_throttle_interval=HEARTBEAT,
         graceful_shutdown_timeout=settings.shutdown_grace,
     )
 

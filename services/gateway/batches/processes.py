@@ -21,7 +21,7 @@ from services.gateway.batches.work import DAMAGED, DONE, FAILED, GONE, LATER, PL
 _log = logging.getLogger(__name__)
 MAX_PROCESSES: Final = 2
 """Maximum number of such processes. Each takes a core and some 150 MB, the program that forks them another 110."""
-_HEARTBEAT: Final = timedelta(seconds=5)
+HEARTBEAT: Final = timedelta(seconds=5)
 _MAX_WORDS: Final = 2000
 _PIECE_BYTES: Final = 256 * 1024
 _NOT_OF_STEPS: Final = (
@@ -146,4 +146,4 @@ async def _keep_alive(crashes: int) -> None:
     """Send heartbeats, which keep the number of crashes for the next attempt."""
     while True:
         activity.heartbeat(crashes)
-        await asyncio.sleep(_HEARTBEAT.total_seconds())
+        await asyncio.sleep(HEARTBEAT.total_seconds())
