@@ -51,9 +51,9 @@ class Telling:
 
     async def _ask(self, execution: WorkflowExecution) -> Told | None:
         """Return all parts as one. The version is that of the first: a node of a later part may have changed since."""
-        told = await self._part(execution)
+        told = await self._part(execution, 0)
         while told is not None and len(told.record.nodes) < told.record.node_count:
-            part = await self._part(execution, internal_pb2.TellRequest(first_node=len(told.record.nodes)))
+            part = await self._part(execution, len(told.record.nodes))
             if part is None:
                 return None
             told.record.nodes.extend(part.record.nodes)
@@ -63,10 +63,13 @@ class Telling:
             told.record.node_count = 0
         return told
 
-    async def _part(self, execution: WorkflowExecution, *request: internal_pb2.TellRequest) -> Told | None:
+    async def _part(self, execution: WorkflowExecution, first: int) -> Told | None:
+        request = [internal_pb2.TellRequest(first_node=first)] if first else []
+        # Temporal takes an update of the same id for this one, and may still have that of another part.
+        update_id = f"{self._update_id}-{first}"
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
-            await execute_update(handle, names.UPDATE_TELL, *request, update_id=self._update_id)
+            await execute_update(handle, names.UPDATE_TELL, *request, update_id=update_id)
         except WorkflowUpdateFailedError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.type == names.TOLD:

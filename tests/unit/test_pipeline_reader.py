@@ -67,6 +67,26 @@ class Workflow:
             yield event
 
 
+class InParts(Workflow):
+    """A workflow that tells two nodes at once. As Temporal does, it answers an update as it did one of the same id."""
+
+    def __init__(self, record: internal_pb2.PipelineRecord) -> None:
+        super().__init__()
+        self.record = record
+        self.known: dict[str, int] = {}
+
+    async def execute_update(self, *_: Any, args: Sequence[Any], id: str, **__: Any) -> None:  # noqa: A002
+        first = self.known.setdefault(id, args[0].first_node if args else 0)
+        nodes = self.record.nodes
+        part = internal_pb2.PipelineRecord(
+            status=self.record.status,
+            version=self.record.version,
+            nodes=nodes[first : first + 2],
+            node_count=len(nodes),
+        )
+        raise WorkflowUpdateFailedError(ApplicationError("told", part, internal_pb2.DeliveryState(), type=names.TOLD))
+
+
 def described(
     length: int,
     run: str = "a",
@@ -236,6 +256,12 @@ async def test_an_ended_pipeline_whose_workflow_has_no_time_to_answer_is_asked_a
     with pytest.raises(RPCError, match="Timeout expired"):
         await reader.record_of(ended)
     assert len((await reader.record_of(ended)).nodes) == 2
+
+
+async def test_what_is_told_in_parts_is_one_record() -> None:
+    reader = reading(InParts(record_of(5)))
+    for _ in range(2):
+        assert (await reader.look(described(50))).record == record_of(5)
 
 
 @pytest.mark.parametrize("status", [RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED], ids=lambda one: one.name)
