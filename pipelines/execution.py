@@ -45,6 +45,10 @@ _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
 )
 """Retries of a step that is no job."""
+_STEP_TIMEOUT: Final = timedelta(minutes=10)
+"""Maximum time of one try of a step that is no job, unless the code names one or has it beat. Nothing else tells
+Temporal that its worker is gone."""
+_TIMES_OF_A_TRY: Final = {"start_to_close_timeout", "heartbeat_timeout"}
 
 
 class Execution:
@@ -186,6 +190,7 @@ class Execution:
             "retry_policy": _STEP_RETRIES,
             # An activity that has ended its work when the cancel comes keeps it.
             "cancellation_type": workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            **({} if _TIMES_OF_A_TRY & settings.keys() else {"start_to_close_timeout": _STEP_TIMEOUT}),
             **settings,
             "schedule_to_close_timeout": min(settings.get("schedule_to_close_timeout", within), within),
         }

@@ -259,8 +259,11 @@ class Pipeline:
     ) -> Any:
         """Run an activity of a worker of the operator's, and return its result: any code, any framework.
 
-        `activity` is the activity or its name. It is tried up to 3 times, unless `more`, which are arguments of
-        workflow.execute_activity, says otherwise; give `result_type` with a name. Raises StepFailed.
+        `activity` is the activity or its name. It is tried up to 3 times, each of them for at most ten minutes, unless
+        `more`, which are arguments of workflow.execute_activity, says otherwise; give `result_type` with a name. A
+        worker that dies is noticed when its try is over: `start_to_close_timeout` says how long one may take, and
+        `heartbeat_timeout`, for an activity that beats, notices it earlier. `timeout` bounds all tries together. Raises
+        StepFailed.
         """
         async with self._execution.step(self._path(name)) as step:
             settings = {"task_queue": task_queue, **more}

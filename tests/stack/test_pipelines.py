@@ -263,6 +263,8 @@ async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipeline
         for event in history.events
         if event.HasField("activity_task_scheduled_event_attributes")
     ]
+    # Otherwise nobody would notice that the worker of a try has died.
+    assert scheduled.start_to_close_timeout.ToSeconds() == 600
     retries = scheduled.retry_policy
     intervals = (retries.initial_interval.ToSeconds(), retries.maximum_interval.ToSeconds())
     assert (*intervals, retries.maximum_attempts) == (1, 60, 3)
@@ -270,6 +272,22 @@ async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipeline
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
     assert seen.status.root.error.message == "KeyError: 'no such thing as hello'"
+
+
+async def test_a_step_whose_worker_dies_is_tried_again(pipelines: Any, temporal: Client) -> None:
+    @activity.defn(name="Shout")
+    async def shout(text: str) -> str:
+        if activity.info().attempt == 1:
+            # As one whose worker was killed, it never ends.
+            activity.raise_complete_async()
+        return f"{text} {activity.info().attempt}"
+
+    spec = Struct()
+    spec.update({"text": "hello", "queue": "dying-shouters", "heartbeat_timeout": 1})
+    async with Worker(temporal, task_queue="dying-shouters", activities=[shout]):
+        seen = await follow(pipelines, (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id)
+    assert seen.result is not None
+    assert text_of(seen.result) == "hello 2"
 
 
 async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:

@@ -89,8 +89,15 @@ async def asking(llm: Pipeline, question: StringValue) -> StringValue:
 @pipeline("foreign", Struct, StringValue)
 async def foreign(llm: Pipeline, spec: Struct) -> StringValue:
     """Run an activity of a worker of somebody else."""
+    seconds = {name: timedelta(seconds=spec[name]) for name in ("heartbeat_timeout",) if name in spec}
     text = await llm.step(
-        "shout", "Shout", spec["text"], task_queue=spec["queue"], result_type=str, timeout=timedelta(minutes=2)
+        "shout",
+        "Shout",
+        spec["text"],
+        task_queue=spec["queue"],
+        result_type=str,
+        timeout=timedelta(minutes=20),
+        **seconds,  # type: ignore[arg-type]
     )
     return StringValue(value=text)
 
