@@ -56,9 +56,10 @@ class Telling:
             part = await self._part(execution, len(told.record.nodes))
             if part is None:
                 return None
-            told.record.nodes.extend(part.record.nodes)
-            if not part.record.nodes:
+            if not part.record.nodes or part.record.version < told.record.version:
+                # A crash has taken back what an earlier part has told.
                 raise no_answer("pipeline")
+            told.record.nodes.extend(part.record.nodes)
         if told is not None:
             told.record.node_count = 0
         return told
