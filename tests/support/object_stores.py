@@ -14,6 +14,7 @@ import httpx
 
 from deploy.local.ports import free_port
 from tests.support.commands import start
+from tests.support.paths import ROOT
 
 SERVERS: Final = ("moto", "weed")
 """By the programs' names."""
@@ -56,7 +57,12 @@ class S3Server:
 
 
 def is_installed(server: str) -> bool:
-    return server == "moto" or shutil.which(server) is not None
+    return server == "moto" or _weed() is not None
+
+
+def _weed() -> str | None:
+    """Return the path of SeaweedFS, which `make tools` fetches; None where it is not installed."""
+    return shutil.which("weed", path=ROOT / ".tools" / "seaweedfs" / "bin") or shutil.which("weed")
 
 
 @asynccontextmanager
@@ -66,7 +72,7 @@ async def s3_server(name: str, folder: Path, port: int = 0) -> AsyncIterator[S3S
         process = await start(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port))
     else:
         process = await start(
-            *("weed", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={_BUCKET}"),
+            *(_weed() or "weed", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={_BUCKET}"),
             *(f"-{part}={free_port()}" for part in _WEED_PORTS),
             AWS_ACCESS_KEY_ID=_KEY_ID,
             AWS_SECRET_ACCESS_KEY=_SECRET,
