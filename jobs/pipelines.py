@@ -33,6 +33,7 @@ MAX_TEXT_BYTES: Final = 1024 * 1024
 """Maximum size of a text that the code of a pipeline reads from a file or writes to one."""
 MAX_STEP_MESSAGE: Final = 256
 """Maximum length of the message of a step's error in characters."""
+_MAX_REASON: Final = 128
 RESERVED: Final = frozenset({"status", "stream", "cancel", "deliveries"})
 """Names that no step has, because they name something else behind the id of a job in an address."""
 
@@ -167,8 +168,11 @@ def new_status(
 
 
 def failure(reason: str, message: str, code: int = code_pb2.FAILED_PRECONDITION) -> status_pb2.Status:
-    """Return the error of a step or a pipeline. The message may quote what a model has written."""
-    return make_status(code, message_from(message), error_info(reason))
+    """Return the error of a step or a pipeline. The message may quote what a model has written.
+
+    A reason is cut: that of an operator's activity is the type of its error, which may have any length.
+    """
+    return make_status(code, message_from(message), error_info(reason[:_MAX_REASON]))
 
 
 def shown_error(error: status_pb2.Status) -> status_pb2.Status:

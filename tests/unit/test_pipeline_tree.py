@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jobs.pipelines import MAX_NODES, MAX_STEPS
+from jobs.errors import reason_of
+from jobs.pipelines import MAX_NODES, MAX_STEPS, failure
 from llm_pb import common_pb2, pipeline_pb2
 from pipelines import StepFailed
 from pipelines.tree import Tree
@@ -84,6 +85,16 @@ def test_questions_of_a_pipeline_within_are_counted_above_it() -> None:
     tree.end("a/inner", pipeline_pb2.STEP_STATE_SUCCEEDED, NOW, common_pb2.Usage())
     tree.questions("a/inner", 1)
     assert (inner.step.counts.needs_answer, group.step.counts.needs_answer) == (0, 0)
+
+
+def test_an_error_with_a_long_reason_leaves_its_step_small() -> None:
+    """The reason is the type of an error of an operator's activity. Temporal refuses a tree that is too large."""
+    tree = new_tree(1)
+    tree.end("s0", pipeline_pb2.STEP_STATE_FAILED, NOW, common_pb2.Usage(), failure("T" * 500_000, "no"))
+    node = tree.node("s0")
+    assert node is not None
+    assert node.ByteSize() < 1024
+    assert reason_of(node.step.error) == "T" * 128
 
 
 def test_a_pipeline_within_a_pipeline_has_shorter_paths() -> None:
