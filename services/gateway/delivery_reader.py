@@ -18,6 +18,7 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
+from services.gateway.own_work import no_answer
 from services.gateway.runs import describe_twice
 from services.gateway.told import Telling
 
@@ -26,7 +27,7 @@ _NO_ANSWER: Final = (
     RPCStatusCode.NOT_FOUND,
     # The id is longer than the server accepts.
     RPCStatusCode.INVALID_ARGUMENT,
-    # The workflow ended before its first step.
+    # The workflow ended before its first step, or its present task fails.
     RPCStatusCode.FAILED_PRECONDITION,
 )
 _SETTLED: Final = (llm_pb2.NOTIFY_STATE_DELIVERED, llm_pb2.NOTIFY_STATE_SKIPPED)
@@ -64,8 +65,8 @@ class DeliveryReader:
     async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
         """Return the state of a job's deliveries; `job` is None when the job's own record is gone.
 
-        Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable, PayloadError for a job whose keys were
-        deleted, and KeysUnavailable.
+        Raises ApiError NOT_FOUND, and UNAVAILABLE for open work that does not answer; RPCError when Temporal is
+        unavailable, PayloadError for a job whose keys were deleted, and KeysUnavailable.
         """
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
@@ -74,9 +75,11 @@ class DeliveryReader:
             raise not_found(workflow_id)
         state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
         if state is None:
-            if job is not None:
-                # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
-                await job.memo_value(names.MEMO_DIGEST, None)
+            # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
+            await job.memo_value(names.MEMO_DIGEST, None)
+            if job.status == WorkflowExecutionStatus.RUNNING:
+                # Its present task fails, or its first one is not done.
+                raise no_answer("work")
             raise not_found(workflow_id)
         return Standing(state, delivery_workflow_id(workflow_id), open=False)
 

@@ -1,5 +1,6 @@
 """What open pipelines tell of themselves."""
 
+import asyncio
 import logging
 import uuid
 from typing import Final, NamedTuple
@@ -11,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from llm_pb import internal_pb2
 from runtime.shared_calls import SharedCalls
+from runtime.temporal import RPC_TIMEOUT
 from services.gateway.own_work import no_answer
 from services.gateway.updates import execute_update
 
@@ -50,6 +52,15 @@ class Telling:
         return await self._calls.fresh((execution.id, execution.run_id), lambda: self._ask(execution))
 
     async def _ask(self, execution: WorkflowExecution) -> Told | None:
+        """Return all parts as one, in the time of one call."""
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
+                return await self._parts(execution)
+        except TimeoutError as error:
+            message = "the pipeline has not told all of its tree in time"
+            raise RPCError(message, RPCStatusCode.DEADLINE_EXCEEDED, b"") from error
+
+    async def _parts(self, execution: WorkflowExecution) -> Told | None:
         """Return all parts as one. The version is that of the first: a node of a later part may have changed since."""
         told = await self._part(execution, 0)
         while told is not None and len(told.record.nodes) < told.record.node_count:

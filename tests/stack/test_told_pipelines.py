@@ -10,7 +10,9 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from google.protobuf.wrappers_pb2 import BoolValue, Int32Value
+from google.rpc import code_pb2
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.history.v1 import HistoryEvent
@@ -31,6 +33,7 @@ from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from runtime.worker_versioning import WorkerVersioning
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import ApiError
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.told import Telling
 from services.gateway.workflow_runner import ContainedRunner
@@ -84,6 +87,17 @@ async def many_questions(llm: Pipeline, count: Int32Value) -> BoolValue:
     async with asyncio.TaskGroup() as tasks:
         for number in range(count.value):
             tasks.create_task(llm.approve(f"questions/{number}", "?" * MAX_QUESTION_BYTES))
+    return BoolValue(value=True)
+
+
+@pipeline("leaving-by-exit", BoolValue, BoolValue)
+async def leaving_by_exit(llm: Pipeline, _: BoolValue) -> BoolValue:
+    """Call sys.exit() in a task of its own, so that the workflow task fails."""
+
+    async def leave() -> None:
+        raise SystemExit(1)
+
+    await asyncio.create_task(leave())
     return BoolValue(value=True)
 
 
@@ -164,6 +178,23 @@ async def test_a_pipeline_that_is_read_before_its_task_can_be_replayed(temporal:
     for handle in handles:
         assert not await has(handle, "workflow_task_failed_event_attributes")
         await replay(handle, LLMPipelineWorkflow)
+
+
+async def test_an_open_pipeline_whose_task_fails_is_there(temporal: Client) -> None:
+    """Who asks for its deliveries does not hear that it does not exist."""
+    queue = f"told-{uuid.uuid4().hex}"
+    handle = await start_pipeline(temporal, queue, "leaving-by-exit", BoolValue())
+
+    async def fails_again() -> bool:
+        # Temporal refuses nothing before.
+        return (await handle.describe()).raw_description.pending_workflow_task.attempt > 2
+
+    async with gateway(temporal, queue):
+        await until(fails_again)
+        with pytest.raises(ApiError) as refused:
+            await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+        assert refused.value.status.code == code_pb2.UNAVAILABLE
+        await handle.terminate()
 
 
 async def is_idle(handle: Handle) -> bool:

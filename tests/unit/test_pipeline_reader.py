@@ -1,6 +1,8 @@
 """What a gateway returns of a pipeline whose workflow does not answer."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ from jobs import names
 from jobs.pipelines import new_status
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import data_converter
+from services.gateway import told
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import ApiError
 from services.gateway.pipelines.reader import PipelineReader
@@ -262,6 +265,27 @@ async def test_what_is_told_in_parts_is_one_record() -> None:
     reader = reading(InParts(record_of(5)))
     for _ in range(2):
         assert (await reader.look(described(50))).record == record_of(5)
+
+
+async def test_all_parts_have_the_time_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each had ten seconds: a caller of a large tree, whose tasks take long, waited for minutes."""
+    monkeypatch.setattr(told, "RPC_TIMEOUT", timedelta(seconds=0.2))
+
+    class Slow(InParts):
+        async def execute_update(self, *_: Any, **arguments: Any) -> None:
+            if self.is_slow:
+                await asyncio.sleep(0.1)
+            await super().execute_update(**arguments)
+
+        is_slow = False
+
+    workflow = Slow(record_of(50))
+    reader = reading(workflow)
+    await reader.look(described(50))
+    workflow.is_slow = True
+    async with asyncio.timeout(1):
+        found = await reader.look(described(50))
+    assert (found.record.version, found.answered) == (50, False)
 
 
 @pytest.mark.parametrize("status", [RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED], ids=lambda one: one.name)

@@ -2,12 +2,13 @@
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
 from jobs.pipelines import matches
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-from tests.support.scripted_pipelines import ID, EndingFeed, Reader, messages_of, record_of
+from tests.support.scripted_pipelines import ID, EndingFeed, Reader, SilentFeed, messages_of, record_of
 
 
 async def test_a_reader_with_a_cursor_gets_no_status_from_before_it() -> None:
@@ -111,3 +112,34 @@ async def test_a_stream_of_an_ended_pipeline_begins_with_what_its_reader_lacks()
     tree = await first("")
     assert [step.path for step in tree.steps] == ["outline"]
     assert (await first(tree.cursor)).status.state == llm_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_no_step_goes_back_where_a_later_part_of_the_tree_was_told_after_the_first() -> None:
+    """A pipeline tells a large tree in parts. The feed then brings what has changed since the first."""
+    told = record_of(10)
+    told.nodes.add(version=15).step.state = pipeline_pb2.STEP_STATE_SUCCEEDED
+    told.nodes[0].step.path = "write"
+
+    class Following(SilentFeed):
+        available = True
+
+        async def read(self, _: str, take: Any) -> None:
+            await asyncio.sleep(0.1)
+            for since, version, state in (
+                (10, 12, pipeline_pb2.STEP_STATE_RUNNING),
+                (12, 15, pipeline_pb2.STEP_STATE_SUCCEEDED),
+            ):
+                record = record_of(version)
+                record.nodes.add(version=version).step.state = state
+                record.nodes[0].step.path = "write"
+                take(internal_pb2.FeedRecord(pipeline_change={"since": since, "record": record}))
+                await asyncio.sleep(0.1)
+
+    seen = []
+    async with aclosing(messages_of(Reader(told, answered=True), feed=Following(), poll=60)) as messages:
+        async with asyncio.timeout(10):
+            async for message in messages:
+                seen += [step.state for step in message.steps]
+                if message.status.root.counts.total == 15:
+                    break
+    assert {*seen} == {pipeline_pb2.STEP_STATE_SUCCEEDED}

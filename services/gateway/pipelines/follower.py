@@ -182,7 +182,13 @@ class PipelineFollower:
             self._stale.set()
             return
         self.version = change.record.version
-        self._take(change.record, {**self.nodes})
+        # A later part of what the pipeline has told may be newer than its version, which is that of the first part.
+        newer = [node for node in change.record.nodes if self._is_newer(node)]
+        self._take(internal_pb2.PipelineRecord(status=change.record.status, nodes=newer), {**self.nodes})
+
+    def _is_newer(self, node: internal_pb2.PipelineNode) -> bool:
+        known = self.nodes.get(node.number)
+        return known is None or node.version >= known.version
 
     def _take_look(self, look: Look, version: int) -> None:
         """Take what Temporal tells. `version` is the one that was known when it was asked."""
