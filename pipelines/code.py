@@ -1,5 +1,6 @@
 """Runs the code of a pipeline. Code of a workflow."""
 
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 from temporalio import workflow
@@ -17,6 +18,8 @@ from pipelines.execution import Execution
 from pipelines.program import Pipeline
 
 _MAX_RESULT_BYTES: Final = 1024 * 1024
+_ROLL_OUT: Final = timedelta(minutes=2)
+"""Time in which a gateway that has a pipeline has to take its first task. Then one that has it not says so."""
 
 
 class Outcome(NamedTuple):
@@ -25,6 +28,17 @@ class Outcome(NamedTuple):
     result: pipeline_pb2.PipelineResult
     error: status_pb2.Status | None
     """Why the result is not whole."""
+
+
+def require_code(run: internal_pb2.PipelineRun) -> None:
+    """Raise RuntimeError where the pipeline is not installed here, and may be elsewhere. The workflow task fails then.
+
+    While an operator rolls it out, some gateways have it before others. What has begun was begun by one that has it.
+    """
+    name = name_of(with_defaults(run.pipeline, run.options.defaults))
+    young = workflow.now() - workflow.info().start_time < _ROLL_OUT
+    if name not in REGISTERED and (young or workflow.unsafe.is_replaying()):
+        raise RuntimeError(f"no pipeline is named {name!r} here: another gateway has to run it")
 
 
 async def run_code(execution: Execution, run: internal_pb2.PipelineRun) -> Outcome:

@@ -37,7 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, contained, described, places, quietly, status_of
 
-from pipelines.code import Outcome, run_code
+from pipelines.code import Outcome, require_code, run_code
 from pipelines.execution import Execution
 from pipelines.metrics import record_end
 from pipelines.nested import tell_questions, tell_reason
@@ -92,6 +92,7 @@ class LLMPipelineWorkflow:
     @one_input
     async def run(self, run: internal_pb2.PipelineRun | None = None) -> pipeline_pb2.PipelineResult:
         """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
+        require_code(self._run)
         publishing = asyncio.create_task(publish_tree(self._execution.tree, self._status, lambda: self._ended))
         window = asyncio.create_task(self._wait_for_end())
         telling = asyncio.create_task(tell_questions(self._execution, lambda: self._ended))

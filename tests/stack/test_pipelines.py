@@ -1,5 +1,6 @@
 """Pipelines over gRPC: steps that are jobs, one stream with one cursor, answers, a budget, one cancel."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -288,6 +289,31 @@ async def test_a_step_whose_worker_dies_is_tried_again(pipelines: Any, temporal:
         seen = await follow(pipelines, (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id)
     assert seen.result is not None
     assert text_of(seen.result) == "hello 2"
+
+
+async def test_a_gateway_without_a_pipeline_leaves_it_to_one_that_has_it(stack: Stack) -> None:
+    """As while an operator rolls a new pipeline out."""
+    queue = {"GATEWAY_WORKFLOW_QUEUE": "rolled-out"}
+    calls, bare, having = (
+        stack.add("gateway", {**queue, **more}) for more in ({"GATEWAY_ROLE": "api"}, {"PYTHONPATH": ""}, {})
+    )
+    try:
+        for process in (calls, bare):
+            await process.start()
+            await process.wait_ready()
+        async with grpc.aio.insecure_channel(stack.address(calls.name)) as channel, asyncio.timeout(PATIENCE):
+            stub: Any = PipelineServiceStub(channel)
+            id_ = (await submit(stub, new_pipeline("deep", StringValue(value="write")))).pipeline_id
+            while "no pipeline is named 'deep' here" not in bare.log:  # noqa: ASYNC110  nothing notifies
+                await asyncio.sleep(0.1)
+            # Otherwise it takes some of the next tasks, too, each of which comes later than the one before.
+            await bare.terminate()
+            await having.start()
+            seen = await follow(stub, id_, patience=PATIENCE)
+    finally:
+        for process in (calls, bare, having):
+            await process.terminate()
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED
 
 
 async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:
