@@ -82,6 +82,17 @@ class DataKeys:
         failures = self._failed_lately(_RECENT).values()
         return str(max(failures, key=lambda failure: failure.at).error) if failures else None
 
+    async def is_new(self) -> bool:
+        """Return whether the store has no key. Raises KeysUnavailable."""
+        try:
+            return not await self._in_thread(self._store.slots)
+        except OSError as error:
+            raise KeysUnavailable(f"the key store cannot be read: {error}") from error
+
+    async def is_foreign(self, key_id: KeyId) -> bool:
+        """Return whether the store is new, and content with this key is of another one. Raises KeysUnavailable."""
+        return await self.is_new() and not await self._in_thread(self._store.is_deleted, key_id)
+
     async def current(self, tenant: str) -> DataKey:
         """Return the tenant's key of this month, creating it if there is none. Raises KeysUnavailable.
 
@@ -180,11 +191,13 @@ class DataKeys:
     async def _read(self, slot: Slot, *, create: bool) -> DataKey | None:
         cached = self._cached.get(slot)
         stored = await self._in_thread(self._store.read, slot)
-        if stored is None and cached is not None:
+        if cached is not None and (stored is None or stored.name != cached.stored.name):
             if not await self._in_thread(self._store.is_deleted, cached.key.key_id):
                 cached.lost = True
-                raise KeysUnavailable(f"the data key {cached.key.key_id} is not in the key store any more")
+                found = "" if stored is None else f", which has {stored.name}: another one is mounted"
+                raise KeysUnavailable(f"the data key {cached.key.key_id} is not in the key store any more{found}")
             del self._cached[slot]
+            cached = None
         if stored is None and create:
             key_id = KeyId.new(slot.tenant, self._clock())
             if slot.encrypts and key_id.month != slot.name:
@@ -193,7 +206,7 @@ class DataKeys:
             stored = await self._in_thread(self._store.add, slot, WrappedKey(name=key_id.name, wrapped=wrapped))
         if stored is None:
             return None
-        if cached is not None and cached.stored.name == stored.name:
+        if cached is not None:
             key = cached.key
         else:
             key_id = KeyId(slot.tenant, stored.name)

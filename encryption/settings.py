@@ -135,12 +135,16 @@ class Encryption:
                     raise
             await asyncio.sleep(_RETRY.total_seconds())
 
-    async def wait_for_keys(self) -> None:
-        """Wait until there is a key to encrypt with. A worker without one would fail each task that it takes."""
+    async def wait_for_keys(self, *, create: bool = True) -> None:
+        """Wait until there is a key to encrypt with. A worker without one would fail each task that it takes.
+
+        Without `create` it does not wait for the first key of a new store.
+        """
         waiting = False
         while self.write:
             try:
-                await self.keys.current("")
+                if create or not await self.keys.is_new():
+                    await self.keys.current("")
             except KeysUnavailable as error:
                 if not waiting:
                     _log.warning("waits for data keys: %s", error)

@@ -95,6 +95,11 @@ def encrypted_for(payload: Payload) -> str | None:
     return _text(payload, _TENANT) if payload.metadata.get("encoding") == ENCRYPTED else None
 
 
+def key_of(payload: Payload) -> KeyId | None:
+    """Return the id of the key that encrypts the payload, None for one in clear. Raises Unreadable for a bad id."""
+    return None if encrypted_for(payload) is None else KeyId.parse(_text(payload, _TENANT), _text(payload, _KEY))
+
+
 def encrypting(encryption: Encryption | None) -> DataConverter:
     """Return the suite's data converter with encryption; without it for None."""
     if encryption is None:

@@ -24,8 +24,8 @@ from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCStatusCode
 
-from encryption import Encryption
-from payload_converter.encryption import encrypted_for, encrypting
+from encryption import Encryption, KeysUnavailable, Unreadable
+from payload_converter.encryption import encrypting, key_of
 from runtime import temporal_log
 from runtime.encryption_health import want_keys
 from runtime.environment import WrongSetting
@@ -49,6 +49,9 @@ _TCP_TIMEOUT: Final = timedelta(seconds=5)
 without a network once a minute."""
 _JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
 _NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
+_OTHER_STORE: Final = (
+    "are those of another key store: the newest job has a key that ENCRYPTION_KEY_STORE, which is new, does not have"
+)
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
 
@@ -124,7 +127,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         readiness.describe(version=settings.version.to_canonical_string())
     want_keys(readiness, encryption)
     if encryption is not None:
-        await encryption.wait_for_keys()
+        await encryption.wait_for_keys(create=False)
     readiness.need("temporal", "does not answer", ready)
     namespace = _Namespace(connected)
     readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)
@@ -151,35 +154,43 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
             await asyncio.sleep(_RETRY.total_seconds())
         else:
             connected.set_result(client)
-            if encryption is None:
-                await _wait_for_clear_work(client, readiness)
+            await _wait_for_shared_keys(client, readiness, encryption)
+            if encryption is not None:
+                await encryption.wait_for_keys()
             return client
 
 
-async def _wait_for_clear_work(client: Client, readiness: Readiness) -> None:
-    """Wait while what is submitted is encrypted. A service that has no keys would fail each job that it takes."""
-    if not await _newest_is_encrypted(client):
+async def _wait_for_shared_keys(client: Client, readiness: Readiness, encryption: Encryption | None) -> None:
+    """Wait while the newest job shows that other services have keys that this one has not.
+
+    It would fail each job that it takes, or encrypt with a key that the others do not have.
+    """
+    if not (problem := await _lack_of_keys(client, encryption)):
         return
-    _log.error("%s", f"keys {_NO_KEYS}")
-    clear = False
+    _log.error("keys %s", problem)
 
-    async def is_clear() -> bool:
-        return clear
+    async def have_come() -> bool:
+        return not problem
 
-    readiness.need("keys", _NO_KEYS, is_clear)
-    while not clear:
+    readiness.need("keys", problem, have_come)
+    while problem:
         await asyncio.sleep(_RETRY.total_seconds())
-        clear = not await _newest_is_encrypted(client)
+        problem = await _lack_of_keys(client, encryption)
 
 
-async def _newest_is_encrypted(client: Client) -> bool:
-    """Return whether the memo of the suite's newest workflow is encrypted. False where Temporal does not say."""
+async def _lack_of_keys(client: Client, encryption: Encryption | None) -> str:
+    """Return why the service cannot have the keys of the suite's newest job. Empty where Temporal does not say."""
     request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=1)
     try:
         found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
-    except RPCError:
-        return False
-    return any(encrypted_for(payload) is not None for one in found.executions for payload in one.memo.fields.values())
+        keys = {key_of(payload) for one in found.executions for payload in one.memo.fields.values()} - {None}
+        if encryption is None:
+            return _NO_KEYS if keys else ""
+        foreign = [key for key in keys if key is not None and await encryption.keys.is_foreign(key)]
+    except (RPCError, Unreadable, KeysUnavailable):
+        # What is wrong with a key store is said elsewhere.
+        return ""
+    return _OTHER_STORE if foreign else ""
 
 
 class _Namespace:

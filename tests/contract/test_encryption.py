@@ -5,8 +5,9 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -532,6 +533,38 @@ async def test_a_store_that_has_lost_its_key_decrypts_and_does_not_encrypt(keys:
     with pytest.raises(KeysUnavailable, match="not in the key store any more"):
         await asyncio.wait_for(until_refused(), 60)
     assert await converter.decode(payloads) == [MARKER]
+
+
+async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path: Path) -> None:
+    """Its key of the month would encrypt what nobody else can read."""
+    encryption = keys.encryption(recheck=SOON)
+    converter = encrypting(encryption)
+    payloads = await converter.encode([MARKER])
+    other = Keys(tmp_path / "other")
+    other.ring = keys.ring
+    await encrypting(other.encryption()).encode([MARKER])
+    keys.folder.rename(tmp_path / "away")
+    other.folder.rename(keys.folder)
+
+    async def until_refused() -> None:
+        while True:
+            await converter.encode([MARKER])
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(KeysUnavailable, match="another one is mounted"):
+        await asyncio.wait_for(until_refused(), 60)
+    assert await converter.decode(payloads) == [MARKER]
+    keys.folder.rename(other.folder)
+    (tmp_path / "away").rename(keys.folder)
+
+    async def until_encrypted() -> Sequence[Payload]:
+        while True:
+            with suppress(KeysUnavailable):
+                return await converter.encode([MARKER])
+            await asyncio.sleep(0.1)
+
+    (again,) = await asyncio.wait_for(until_encrypted(), 60)
+    assert again.metadata["encryption-key-id"] == payloads[0].metadata["encryption-key-id"]
 
 
 async def test_a_patient_codec_waits_for_its_key(keys: Keys) -> None:

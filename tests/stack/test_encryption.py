@@ -16,6 +16,7 @@ from temporalio.worker import Replayer
 
 from deploy.local.stack import Stack
 from encryption import is_hash
+from encryption.key_store import KeyStore
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
@@ -271,19 +272,26 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpu-worker", "gateway"])
-async def test_a_service_that_lacks_the_settings_is_not_ready_and_takes_no_job(
-    encrypted: "Encrypted", kind: str
+@pytest.mark.parametrize("lacks", ["settings", "store"])
+async def test_a_service_that_cannot_have_the_keys_is_not_ready_and_takes_no_job(
+    encrypted: "Encrypted", tmp_path: Path, kind: str, lacks: str
 ) -> None:
-    """It would fail each job that it takes."""
+    """It would fail each job that it takes, or encrypt with a key that nobody else has."""
     stack, stub, _ = encrypted
     await run_job(stub, new_job(params={"max_tokens": 2}))
     process = stack.add(kind)
-    for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
-        del process.environment[name]
+    says = "set ENCRYPTION_KEY_STORE"
+    if lacks == "settings":
+        for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
+            del process.environment[name]
+    else:
+        says = "those of another key store"
+        KeyStore(tmp_path / "new").create()
+        process.environment["ENCRYPTION_KEY_STORE"] = str(tmp_path / "new")
     await process.start()
     try:
         answer = await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
-        assert "set ENCRYPTION_KEY_STORE" in answer.body["missing"]["keys"]
+        assert says in answer.body["missing"]["keys"]
         seen = await asyncio.gather(*(run_job(stub, new_job(params={"max_tokens": 2})) for _ in range(20)))
         assert {one.states[-1] for one in seen} == {"SUCCEEDED"}
         assert {one.final.result.metadata.attempts for one in seen} == {1}
