@@ -25,7 +25,7 @@ TASK_TIMEOUT: Final = timedelta(seconds=30)
 default Temporal gives a task up after 10 s, and the next one would begin the same replay again, for ever."""
 MAX_SUMMARY_BYTES: Final = 256
 MAX_QUESTION_BYTES: Final = 1024
-MAX_TOLD_BYTES: Final = 64 * 1024
+MAX_TOLD_BYTES: Final = 128 * 1024
 """Maximum size of the nodes that a pipeline tells at once, if it is more than one. Temporal takes ten updates of a
 workflow at once. What all of them are told is one message, with what the workflow starts in the same task, and Temporal
 terminates the workflow if that message is larger than 4 MB."""

@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.events import notification, pipeline_event, targets_of
     from jobs.ids import trace_id
     from jobs.inputs import one_input
+    from jobs.limits import MAX_RESULT_BYTES
     from jobs.memo import to_memo
     from jobs.pipelines import (
         CANCELLED,
@@ -133,10 +134,10 @@ class LLMPipelineWorkflow:
 
     @workflow.query(name=names.QUERY_GET_RECORD)
     def get_record(self) -> internal_pb2.PipelineRecord:
-        """Return the tree and, at the end, the result."""
+        """Return the tree and, at the end, the result, if one answer has room for both: it closes with the result."""
         record = self._execution.record()
         record.status.cancel_requested = self._cancellation.error is not None
-        if self._result is not None:
+        if self._result is not None and record.ByteSize() + self._result.ByteSize() <= MAX_RESULT_BYTES:
             record.result.CopyFrom(self._result)
         return record
 

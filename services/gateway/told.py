@@ -32,7 +32,7 @@ class Telling:
     """Asks pipelines by the update Tell, which they refuse with what they tell.
 
     Temporal takes ten updates of a workflow at once, and keeps one whose caller has gone until a worker takes it. So
-    all of a gateway that ask a pipeline share one.
+    all that ask a pipeline by this share one update for each part of its record.
     """
 
     def __init__(self, client: Client) -> None:

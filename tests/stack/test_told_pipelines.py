@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from google.protobuf.wrappers_pb2 import BoolValue, Int32Value
+from google.protobuf.wrappers_pb2 import BoolValue, Int32Value, StringValue
 from google.rpc import code_pb2
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
@@ -29,7 +29,7 @@ from temporalio.worker import (
 )
 
 from jobs.pipelines import MAX_QUESTION_BYTES
-from pipelines import Pipeline, pipeline
+from pipelines import Pipeline, StepFailed, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from runtime.worker_versioning import WorkerVersioning
 from services.gateway.delivery_reader import DeliveryReader
@@ -144,6 +144,18 @@ def gateway(temporal: Client, queue: str, *interceptors: Interceptor, activities
     )
 
 
+@pipeline("large-end", Int32Value, StringValue)
+async def large_end(llm: Pipeline, count: Int32Value) -> StringValue:
+    """Ask so many questions that nobody answers, and return a large result."""
+
+    async def ask(number: int) -> None:
+        with suppress(StepFailed):
+            await llm.approve(f"asks/{number}", "q" * MAX_QUESTION_BYTES, timeout=timedelta(seconds=1))
+
+    await asyncio.gather(*(ask(number) for number in range(count.value)))
+    return StringValue(value="x" * (1024 * 1024 - 100))
+
+
 async def read_before_its_task(reader: PipelineReader, handle: Handle) -> None:
     """Read a pipeline that no gateway has, and send the first signal."""
     reading = asyncio.create_task(reader.record_of(await handle.describe()))
@@ -249,6 +261,19 @@ async def test_many_gateways_may_read_a_large_pipeline_at_once(temporal: Client)
         handle, "workflow_task_failed_event_attributes", "workflow_execution_terminated_event_attributes"
     )
     await replay(handle, LLMPipelineWorkflow)
+
+
+async def test_a_pipeline_that_has_ended_with_a_large_tree_and_a_large_result_has_both(temporal: Client) -> None:
+    """One answer to a query has no room for both: it was read without steps."""
+    queue, steps = f"told-{uuid.uuid4().hex}", 950
+    handle = await start_pipeline(temporal, queue, "large-end", Int32Value(value=steps))
+    async with gateway(temporal, queue):
+        result = await handle.result()
+        look = await reader_of(temporal).look(await handle.describe())
+    assert look.answered
+    assert len(look.record.nodes) > steps
+    assert look.record.result == result
+    assert look.record.ByteSize() > 2 * 1024 * 1024
 
 
 def reader_of(temporal: Client) -> PipelineReader:

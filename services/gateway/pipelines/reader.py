@@ -20,9 +20,10 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
+from jobs.errors import reason_of
 from jobs.ids import trace_id
 from jobs.memo import from_memo
-from jobs.pipelines import FINAL_STATES, STEP_STATES, new_status
+from jobs.pipelines import FINAL_STATES, INCOMPLETE, STEP_STATES, new_status
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -43,10 +44,10 @@ _NO_TASK: Final = (
     RPCStatusCode.FAILED_PRECONDITION,
     RPCStatusCode.DEADLINE_EXCEEDED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
-    RPCStatusCode.ABORTED,
+    RPCStatusCode.UNAVAILABLE,
 )
 """How Temporal refuses an update of a pipeline whose task fails, which no worker runs, or which has ten already, or how
-it gives one up."""
+it gives one up. It may also be away since the pipeline was described: then the next call says so."""
 
 
 class Look(NamedTuple):
@@ -126,8 +127,10 @@ class PipelineReader:
         except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
             record, answered = internal_pb2.PipelineRecord(status=status), False
-            if (result := await self._result(description)) is not None:
-                record.result.CopyFrom(result)
+        has_result = status.state == llm_pb2.JOB_STATE_SUCCEEDED or reason_of(status.root.error) == INCOMPLETE
+        # Beside a large tree the workflow tells none.
+        if has_result and not record.HasField("result") and (result := await self._result(description)) is not None:
+            record.result.CopyFrom(result)
         if status.state in FINAL_STATES and not status.HasField("root"):
             # An operator has ended it: what it knew is all there is.
             known, state = record.status, status.state
