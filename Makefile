@@ -257,7 +257,7 @@ images: wheel ## Build the images of deploy/docker by docker or buildah (IMAGES=
 	done
 
 .PHONY: secrets
-secrets: $(RUN) ## Create the secrets of deploy/compose that do not exist yet
+secrets: $(COMMAND) ## Create the secrets of deploy/compose that do not exist yet
 	@$(DEV)/bin/python -m deploy.compose.secrets
 
 .PHONY: env

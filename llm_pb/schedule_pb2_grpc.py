@@ -136,8 +136,8 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TriggerSchedule(self, request, context):
-        """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls within a second start one
-        job. Another repeat starts another job, unless the overlap policy skips it.
+        """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls in the same second of the clock
+        start one job. Another repeat starts another job, unless the overlap policy skips it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,8 +57,8 @@ class ScheduleServiceStub:
     The call is idempotent.
     """
     TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]
-    """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls within a second start one
-    job. Another repeat starts another job, unless the overlap policy skips it.
+    """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls in the same second of the clock
+    start one job. Another repeat starts another job, unless the overlap policy skips it.
     """
     BackfillSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.BackfillScheduleRequest, _schedule_pb2.BackfillScheduleResponse]
     """Starts a run for each time of the schedule in a range of the past. The job of a run has the id that it would have had at that
@@ -138,8 +138,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.TriggerScheduleRequest,
         context: _aio.ServicerContext[_schedule_pb2.TriggerScheduleRequest, _abc.Awaitable[_schedule_pb2.TriggerScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_pb2.TriggerScheduleResponse]:
-        """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls within a second start one
-        job. Another repeat starts another job, unless the overlap policy skips it.
+        """Starts a run now, whatever the times are. Its nominal time is the present second, so that two calls in the same second of the clock
+        start one job. Another repeat starts another job, unless the overlap policy skips it.
         """
 
     @_abc_1.abstractmethod

@@ -161,7 +161,7 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     schedule_min_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
     """Minimum time between two times of an interval or a cron expression of a schedule."""
     max_backfill: int = Field(100, ge=1, le=999)
-    """Maximum number of runs that one BackfillSchedule starts."""
+    """Maximum number of runs that one BackfillSchedule starts: 999 at most."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List and ListSchedules. List is UNAVAILABLE when Temporal does not list the jobs in half of
     it. Open jobs that cannot be described in the rest are shown as JOB_STATE_RUNNING."""

@@ -141,9 +141,10 @@ async def test_a_value_that_nothing_can_hold_is_named(cli: Cli, arguments: tuple
 async def test_a_file_whose_name_is_no_text_is_not_uploaded(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / NO_UTF_8
     path.write_bytes(b"x")
-    ended = await cli("files", "put", str(path))
-    assert (ended.status, ended.errors.count("\n")) == (Exit.USAGE, 1), ended.errors
-    assert "is not in UTF-8" in ended.errors
+    for arguments in (("files", "put", str(path)), ("batch", "run", str(path), os.devnull)):
+        ended = await cli(*arguments)
+        assert (ended.status, ended.errors.count("\n")) == (Exit.USAGE, 1), ended.errors
+        assert "is not in UTF-8" in ended.errors
 
 
 @pytest.mark.parametrize(

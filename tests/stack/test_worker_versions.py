@@ -223,7 +223,8 @@ async def stream_jobs(client: AsyncClient, stopped: asyncio.Event) -> list[llm_p
     """Run one job after the other and return their results. Raises whatever a call or a job fails with."""
     results = []
     while not stopped.is_set():
-        job = await client.submit(new_job(params={"max_tokens": 300, "min_tokens": 300}))
+        # It takes several times the grace of a worker, so that one that is stopped hands it over.
+        job = await client.submit(new_job(params={"max_tokens": 1200, "min_tokens": 1200}))
         output = Output()
         async for piece in job.stream():
             assert not piece.rewind

@@ -14,7 +14,16 @@ from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import held, interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
 from durable_llm.cli._listing import NO_ANSWER, cancel_each, ids_option, limit_option, page_size_of, print_list
-from durable_llm.cli._options import NAME, ClassName, Duration, Limit, WholeNumber, connection_options, json_option
+from durable_llm.cli._options import (
+    NAME,
+    ClassName,
+    Duration,
+    Limit,
+    WholeNumber,
+    connection_options,
+    json_option,
+    require_text_name,
+)
 from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_json, write_line
 from durable_llm.cli._text import age, say, visible
@@ -78,6 +87,7 @@ def run(
         "notify": [target_of(target) for target in notify],
     }
     errors = errors or f"{output}.errors"
+    require_text_name("LINES", lines)
     _require_places(lines, output, errors)
     come_back = "The upload has ended. The same command goes on with it."
     try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import user_of
 from durable_llm.cli._listing import for_each, limit_option
-from durable_llm.cli._options import NAME, Duration, connection_options, json_option
+from durable_llm.cli._options import NAME, Duration, connection_options, json_option, require_text_name
 from durable_llm.cli._progress import Progress
 from durable_llm.cli._stdout import write_bytes, write_json, write_line, write_table
 from durable_llm.cli._text import age
@@ -54,10 +53,7 @@ def put(
     if request_id and len(paths) > 1:
         raise click.UsageError("--request-id is the key of one file.")
     for path in paths:
-        try:
-            os.fsencode(os.path.basename(path)).decode()
-        except UnicodeError:
-            raise click.UsageError(f"PATH: the name of {path!r} is not in UTF-8") from None
+        require_text_name("PATH", path)
     come_back = "The upload has ended. The same command goes on with it." if request_id else "The upload has ended."
     expire_time = datetime.now(UTC) + expires if expires is not None else None
     progress = Progress(quiet=False)

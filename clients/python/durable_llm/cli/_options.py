@@ -41,6 +41,14 @@ class Text(click.ParamType[str]):
 NAME = Text(may_be_empty=False)
 
 
+def require_text_name(argument: str, path: str) -> None:
+    """Raise a usage error for a file that is to be uploaded and whose name is no text."""
+    try:
+        os.fsencode(os.path.basename(path)).decode()
+    except UnicodeError:
+        raise click.UsageError(f"{argument}: the name of {path!r} is not in UTF-8") from None
+
+
 class WholeNumber(click.ParamType[int]):
     """A whole number that a field of a job can hold. The gateway knows the narrower range of each field."""
 
