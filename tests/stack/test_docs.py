@@ -132,7 +132,10 @@ async def test_a_probe_finds_what_it_asks_for(block: Block, stack: Stack) -> Non
 
 
 def test_every_language_is_tested() -> None:
-    """Every block is run or parsed above, except `console`, which cannot run here, and `trace`, for test_tracing."""
+    """Every block is run or parsed above, except `trace`, for test_tracing, and `console`, which cannot run here.
+
+    tests/unit/test_docs_commands.py looks up what its commands name.
+    """
     assert {block.language for block in blocks()} <= {"sh", "python", "json", "yaml", "console", "trace"}
 
 

@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 from tests.support.paths import ROOT
 
-FENCE = re.compile(r"^```(?P<language>\w+) ?(?P<of>[\w.-]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+) ?(?P<of>[\w.-]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 CLIENT = ROOT / "clients" / "python"
 
 
@@ -26,9 +29,9 @@ def blocks() -> list[Block]:
     for page in [*sorted((ROOT / "docs").glob("*.md")), CLIENT / "README.md", ROOT / "README.md"]:
         content = page.read_text()
         for match in FENCE.finditer(content):
-            line = content[: match.start()].count("\n") + 1
+            place = f"{page.relative_to(ROOT)}:{content[: match.start()].count(chr(10)) + 1}"
             if page.parent != ROOT or "buf curl" in match["text"] or match["language"] == "python":
-                found.append(Block(f"{page.relative_to(ROOT)}:{line}", match["language"], match["of"], match["text"]))
+                found.append(Block(place, match["language"], match["of"], dedent(match["text"])))
     return found
 
 
