@@ -5,7 +5,9 @@ The output of an item that was disturbed is compared with that of the same job u
 
 import asyncio
 import itertools
+import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from aiohttp import web
 from temporalio.client import WorkflowExecutionStatus
 
 from deploy.local.process import Process
@@ -20,6 +23,7 @@ from deploy.local.stack import Stack
 from jobs import batches
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.engines.simulated import answer, decode
+from tests.stack.test_openai_engine import piece, provider, streaming
 from tests.support.chunks import PATIENCE, ChunkStack, chunk_stack, ended, line
 from tests.support.files import until
 from tests.support.jobs import unpack
@@ -382,3 +386,34 @@ async def test_a_feed_that_is_away_delays_nothing(chunks: ChunkStack) -> None:
         await nats.start()
         await nats.wait_ready()
     assert_whole(await chunks.items(result), lines)
+
+
+async def test_an_item_waits_as_long_as_its_provider_asks_for(chunks: ChunkStack) -> None:
+    """The others go on meanwhile, and the worker does not take the item for one that hangs."""
+    asked: list[tuple[str, float]] = []
+    complete = streaming(piece("Said.", "stop"))
+
+    async def answer(request: web.Request) -> web.Response:
+        prompt = (await request.json())["messages"][-1]["content"]
+        is_first = prompt not in {earlier for earlier, _ in asked}
+        asked.append((prompt, time.monotonic()))
+        if prompt == "Say 0." and is_first:
+            return web.json_response({}, status=429, headers={"Retry-After": "4"})
+        response: web.Response = await complete(request)
+        return response
+
+    (request,) = await chunks.requests([line(number) for number in range(6)])
+    async with provider(answer) as address:
+        engine = {
+            "GPU_WORKER_ENGINE": "openai",
+            "GPU_WORKER_ENGINE_OPTIONS": json.dumps({"base_url": f"http://{address}/v1", "context_tokens": 8192}),
+            "GPU_WORKER_PREFILL_TIMEOUT": "PT1S",
+        }
+        async with worker(chunks, seats=2, **engine):
+            (result,) = await chunks.run([request])
+    items = await chunks.items(result)
+    assert [(items[number].state, items[number].result.output) for number in range(6)] == 6 * [(SUCCEEDED, "Said.")]
+    assert [len(items[number].result.attempts) for number in range(6)] == [2, 1, 1, 1, 1, 1]
+    first, second = (at for prompt, at in asked if prompt == "Say 0.")
+    assert 4 <= second - first < 8
+    assert asked[-1] == ("Say 0.", second)

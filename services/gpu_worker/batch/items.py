@@ -41,7 +41,7 @@ from services.gpu_worker.spans import ItemSpans
 _log = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 3
 _RETRY_SECONDS: Final = 2.0
-"""Wait before the second attempt at an item, twice as long before the third."""
+"""Wait before the second attempt at an item, twice as long before the third, where a provider asks for no other."""
 
 
 @dataclass(eq=False)
@@ -53,6 +53,7 @@ class RunningItem:
     log: ItemLog
     losses: Losses
     attempt: ItemAttempt | None = None
+    """The attempt that runs. None before the first one, and while the item waits for another."""
     task: "asyncio.Task[None] | None" = None
     hung: bool = False
     """Whether its attempt was ended because it made no progress."""
@@ -140,9 +141,11 @@ class ItemRunner:
                 return self._ended(parsed, attempt, reason, error, None if error is None else to_status(error))
             # It has failed by itself, which ends the losses in a row.
             item.losses = item.losses._replace(in_vain=0)
+            # An item that waits makes no progress, and does not hang.
+            item.attempt = None
             item.seat.free()
             try:
-                await asyncio.sleep(_RETRY_SECONDS * 2 ** (attempt.failures - 1))
+                await asyncio.sleep(_retry_seconds(error, attempt.failures))
             except asyncio.CancelledError:
                 if self.stop is None:
                     raise
@@ -215,6 +218,12 @@ class ItemRunner:
         )
         ended.end_time.GetCurrentTime()
         return ended
+
+
+def _retry_seconds(error: JobError, failures: int) -> float:
+    """Return the wait before another attempt, as that of a job: what a provider asks for comes first."""
+    wait = error.retry_after
+    return _RETRY_SECONDS * 2 ** (failures - 1) if wait is None else wait.total_seconds()
 
 
 def _engine_time(attempt: ItemAttempt) -> timedelta:
