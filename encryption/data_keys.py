@@ -17,6 +17,7 @@ from encryption.cipher import KEY_BYTES, Ciphers, DataKey, KeyId
 from encryption.errors import KeyDeleted, KeysUnavailable
 from encryption.key_store import KeyStore, Slot, WrappedKey
 from encryption.key_wrapper import KeyWrapper
+from encryption.keyring import Keyring
 
 RECHECK: Final = timedelta(seconds=5)
 """Interval at which a key in memory is looked up in the store, and the longest use of a deleted key."""
@@ -81,6 +82,21 @@ class DataKeys:
         """Why a key was unavailable within the last minute, by the latest failure. None if none was."""
         failures = self._failed_lately(_RECENT).values()
         return str(max(failures, key=lambda failure: failure.at).error) if failures else None
+
+    async def present_problem(self) -> str | None:
+        """Return `problem`, or why a service that started now could not have the keys that this one has in memory.
+
+        A key service, which is paid by the call, is not asked.
+        """
+        if self.problem is None and isinstance(self._wrapper, Keyring) and self._cached:
+            slot, cached = max(self._cached.items(), key=lambda item: item[1].checked_at)
+            try:
+                # It may have been wrapped again.
+                if (stored := await self._in_thread(self._store.read, slot)) is not None:
+                    await self._wrapper.unwrap(stored.wrapped, str(cached.key.key_id))
+            except KeysUnavailable as error:
+                return str(error)
+        return self.problem
 
     async def is_new(self) -> bool:
         """Return whether the store has no key. Raises KeysUnavailable."""

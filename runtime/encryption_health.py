@@ -6,5 +6,10 @@ from runtime.health import Readiness
 
 def want_keys(readiness: Readiness, encryption: Encryption | None) -> None:
     """Report keys that are not available as degraded. Does nothing without encryption."""
-    if encryption is not None:
-        readiness.want("keys", "are not all available", lambda: encryption.keys.problem or True)
+    if encryption is None:
+        return
+
+    async def available() -> bool | str:
+        return await encryption.keys.present_problem() or True
+
+    readiness.want("keys", "are not all available", available)

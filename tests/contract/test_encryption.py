@@ -535,6 +535,30 @@ async def test_a_store_that_has_lost_its_key_decrypts_and_does_not_encrypt(keys:
     assert await converter.decode(payloads) == [MARKER]
 
 
+@pytest.mark.parametrize("damage", ["gone", "empty", "of another"])
+async def test_a_keyring_that_goes_bad_is_named_before_a_service_starts_with_it(
+    keys: Keys, tmp_path: Path, damage: str
+) -> None:
+    """What has its keys in memory goes on. `turn`, `rewrap` and the end of the older key are no damage."""
+    encryption = keys.encryption()
+    converter = encrypting(encryption)
+    payloads = await converter.encode([MARKER])
+    keys.keyring.turn()
+    await command("rewrap", **keys.environment)
+    ring = json.loads(keys.ring)
+    keys.ring = json.dumps({"current": ring["current"], "keys": {ring["current"]: ring["keys"][ring["current"]]}})
+    assert await encryption.keys.present_problem() is None
+    good = keys.ring
+    if damage == "gone":
+        (tmp_path / "keyring.json").unlink()
+    else:
+        keys.ring = "" if damage == "empty" else Keys(tmp_path / "other").ring
+    assert "key" in (await encryption.keys.present_problem() or "")
+    assert await converter.decode(payloads) == [MARKER]
+    keys.ring = good
+    assert await encryption.keys.present_problem() is None
+
+
 async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path: Path) -> None:
     """Its key of the month would encrypt what nobody else can read."""
     encryption = keys.encryption(recheck=SOON)
