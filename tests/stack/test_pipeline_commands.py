@@ -5,6 +5,8 @@ import json
 import sys
 
 from deploy.local.stack import Stack
+from durable_llm.cli._pipelines import in_tree_order
+from llm_pb import pipeline_pb2
 from tests.support.commands import Ended, interrupt, run, start
 from tests.support.jobs import new_job
 
@@ -20,6 +22,14 @@ async def cli(stack: Stack, *arguments: str) -> Ended:
 
 def key() -> str:
     return new_job().request_id
+
+
+def test_steps_are_shown_as_they_began_below_their_parents() -> None:
+    paths = ["write", "rounds", "rounds/1", "rounds/1/critique", "edit", "rounds/1/check", "rounds/10", "rounds/2"]
+    steps = [pipeline_pb2.StepStatus(path=path) for path in paths]
+    assert [step.path for step in in_tree_order(steps)] == [
+        *("write", "rounds", "rounds/1", "rounds/1/critique", "rounds/1/check", "rounds/10", "rounds/2", "edit")
+    ]
 
 
 async def test_a_pipeline_is_run_shown_and_listed(stack: Stack) -> None:

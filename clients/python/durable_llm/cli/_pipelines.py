@@ -20,7 +20,9 @@ from durable_llm.cli._submitting import submitting
 from durable_llm.cli._text import age, say, visible
 
 if TYPE_CHECKING:
-    from llm_pb.pipeline_pb2 import PipelineStatus
+    from collections.abc import Sequence
+
+    from llm_pb.pipeline_pb2 import PipelineStatus, StepStatus
 
 _follow_option = click.option(
     "--follow",
@@ -138,7 +140,7 @@ def tree(connection: Connection, *, pipeline_id: str, path: str, as_json: bool) 
         return
     status = found.status
     write_line(f"{status.pipeline_id} {state_of(status)}{error_of(status.root)}")
-    for step in sorted(found.steps, key=lambda step: _order(step.path)):
+    for step in in_tree_order(found.steps):
         depth = step.path.count("/") + 1
         write_line("  " * depth + described(step, step.path.rpartition("/")[2], kind=True))
 
@@ -231,6 +233,12 @@ def spec_of(name: str, spec: Any, argument: str = "SPEC") -> dict[str, Any]:
     return {descriptor.name: value for descriptor, value in request.ListFields()}
 
 
-def _order(path: str) -> list[tuple[bool, int, str]]:
-    """Return a key that keeps steps below their parents, and numbers in their order."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.split("/")]
+def in_tree_order(steps: "Sequence[StepStatus]") -> "list[StepStatus]":
+    """Return steps that come in the order in which they began, each below its parent."""
+    places = {step.path: place for place, step in enumerate(steps)}
+
+    def key(step: "StepStatus") -> list[int]:
+        parts = step.path.split("/")
+        return [places.get("/".join(parts[: depth + 1]), 0) for depth in range(len(parts))]
+
+    return sorted(steps, key=key)
