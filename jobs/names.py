@@ -9,6 +9,8 @@ from jobs.ids import MAX_TEMPORAL_ID
 JOB_WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"
 SIGNAL_CANCEL: Final = "Cancel"
+# Why a deletion cancels what it deletes.
+REASON_DELETION: Final = "the job is being deleted"
 # Somebody watches the job: see workflows.watch_lease.
 SIGNAL_WATCHED: Final = "Watched"
 QUERY_GET_DELIVERIES: Final = "GetDeliveries"

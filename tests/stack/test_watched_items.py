@@ -5,10 +5,13 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import code_pb2
 from temporalio.client import Client
 
+from batches.chunk import usage_of
 from deploy.local.stack import Stack
-from jobs.ids import item_workflow_id
+from jobs.errors import reason_of
+from jobs.ids import deletion_workflow_id, item_workflow_id
 from llm_pb import batch_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -47,6 +50,11 @@ async def exists(stub: LlmServiceStub, id_: str) -> bool:
             raise
         return False
     return True
+
+
+async def is_deleted(stub: LlmServiceStub, id_: str) -> bool:
+    response = await stub.GetDeletion(llm_pb2.GetDeletionRequest(deletion_id=deletion_workflow_id(id_)))
+    return bool(response.deletion.state == llm_pb2.DELETION_STATE_DONE)
 
 
 async def test_a_watched_item_is_a_job_and_its_result_is_the_items(
@@ -109,6 +117,41 @@ async def test_a_cancel_of_the_batch_reaches_its_jobs_and_one_of_a_job_its_item(
         assert items[index].result == job.result
     assert [custom_id_of(line) for line in await stubs.read(status.errors)] == ["line-0", "idle", "line-2", "unwatched"]
     await replay(await temporal.get_workflow_handle(created.batch_id).fetch_history())
+
+
+async def test_a_job_deleted_while_it_runs_leaves_no_output_in_its_batch(
+    stubs: Stubs, stub: LlmServiceStub, temporal: Client
+) -> None:
+    line = lines_of(1, model="docstrings", params={"max_tokens": 8000})[0]
+    lines = watched([{**line, "request_id": f"{n}"} for n in range(3)], 0, 1, 2)
+    created = await create(stubs, lines)
+    deleted, terminated, cancelled = ids = [item_workflow_id(created.batch_id, index) for index in range(3)]
+    for id_ in ids:
+        await until(lambda id_=id_: exists(stub, id_))  # type: ignore[misc]
+        await until_output(stub, id_)
+    await stub.DeleteJob(llm_pb2.DeleteJobRequest(workflow_id=deleted))
+    await stub.DeleteJob(llm_pb2.DeleteJobRequest(workflow_id=terminated))
+    # As the deletion does with a job that does not close.
+    await temporal.get_workflow_handle(terminated).terminate()
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=cancelled, reason="this one alone"))
+    status = await stubs.end(created.batch_id)
+    assert status.counts.cancelled == 3
+    items = by_index(await stubs.results(created.batch_id))
+    for item in (items[0], items[1]):
+        assert (item.state, item.workflow_id) == (llm_pb2.JOB_STATE_CANCELLED, ids[item.index])
+        assert (item.error.code, reason_of(item.error)) == (code_pb2.NOT_FOUND, "JOB_DELETED")
+        assert item.result == llm_pb2.JobResult(metadata=item.result.metadata)
+        assert not item.result.metadata.worker
+    assert (items[2].error.message, bool(items[2].result.output)) == ("this one alone", True)
+    # What a deleted job has used was used.
+    used = [usage_of(items[index]).output_tokens for index in range(3)]
+    assert used[0] > 0
+    assert status.usage.output_tokens == sum(used)
+    errors = await stubs.read(status.errors)
+    assert ["output" in line["result"] for line in errors] == [False, False, True]
+    for id_ in (deleted, terminated):
+        await until(lambda id_=id_: is_deleted(stub, id_))  # type: ignore[misc]
+        assert not await exists(stub, id_)
 
 
 async def test_a_gateway_that_dies_loses_no_job_and_starts_none_again(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from google.rpc import code_pb2, status_pb2
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
@@ -26,9 +25,8 @@ from batches.results import bad_item
 from batches.segment_writer import SegmentWriter
 from encryption import KeysUnavailable
 from jobs import batches, names
-from jobs.errors import error_info, make_status
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
-from services.gateway.batches.watched_jobs import WatchedJobs
+from services.gateway.batches.watched_jobs import WatchedJobs, deleted
 from services.gateway.metrics import GatewayMetrics
 from store.store import ObjectMissing, Store
 
@@ -181,7 +179,7 @@ class _Run:
             item.error.CopyFrom(self._request.error)
         if item is None and not self._stopping:
             item = batch_pb2.BatchItem(index=line.index, custom_id=line.custom_id, state=llm_pb2.JOB_STATE_CANCELLED)
-            item.error.CopyFrom(_deleted())
+            item.error.CopyFrom(deleted())
             item.end_time.GetCurrentTime()
         return item
 
@@ -215,10 +213,6 @@ class _Run:
         for _ in ended:
             # Until here its result is in memory.
             self._room.release()
-
-
-def _deleted() -> status_pb2.Status:
-    return make_status(code_pb2.NOT_FOUND, "the job was deleted", error_info("JOB_DELETED"))
 
 
 async def _insistently(call: Callable[[], Awaitable[_T]]) -> _T:

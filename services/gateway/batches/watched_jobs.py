@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc import code_pb2, status_pb2
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -11,7 +13,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from batches.lines import Line
 from encryption import Encryption
 from jobs import names
-from jobs.ids import item_workflow_id
+from jobs.errors import error_info, make_status
+from jobs.ids import deletion_workflow_id, item_workflow_id
 from jobs.start import job_start
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_traceparent
@@ -21,11 +24,24 @@ from services.gateway.errors import JobNotFound
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
 from services.gateway.models.catalogue import Models
+from services.gateway.runs import describe_twice
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 
 _AFTER_WINDOW: Final = timedelta(minutes=10)
 """Time after the window of the batch for which its jobs may run. The batch itself stops them at the window's end."""
+_USED: Final = FieldMask(
+    paths=[
+        "prompt_tokens",
+        "cached_prompt_tokens",
+        "output_tokens",
+        "wasted_tokens",
+        "engine_time",
+        "cost_micros",
+        "cached",
+    ]
+)
+"""The fields of ResultMetadata that say what a job has used, as jobs.usage reads them."""
 
 
 class WatchedJobs:
@@ -104,7 +120,8 @@ class WatchedJobs:
     async def ended(self, request: internal_pb2.ChunkRequest, line: Line) -> batch_pb2.BatchItem | None:
         """Wait until the job of a line has ended, and return its item; None if there is no such job.
 
-        Raises RPCError, PayloadError, KeysUnavailable.
+        The item of a job that was deleted while it ran has nothing of the job but what that has used. Raises RPCError,
+        PayloadError, KeysUnavailable.
         """
         workflow_id = item_workflow_id(request.batch_id, line.index)
         running = await self._describe(workflow_id)
@@ -132,7 +149,26 @@ class WatchedJobs:
         )
         if not item.end_time.seconds:
             item.end_time.GetCurrentTime()
+        if item.state == llm_pb2.JOB_STATE_CANCELLED and await self._is_deleted(running, item):
+            _leave_usage(item)
         return item
+
+    async def _is_deleted(self, job: WorkflowExecutionDescription, item: batch_pb2.BatchItem) -> bool:
+        """Return whether a deletion of the job has begun. Raises RPCError.
+
+        The reason of the cancel alone does not tell: another caller may have been first, or have given the same one.
+        """
+        handle = self._client.get_workflow_handle(deletion_workflow_id(job.id))
+        expected = item.error.message == names.REASON_DELETION
+        try:
+            deletion = await (describe_twice(handle) if expected else handle.describe(rpc_timeout=RPC_TIMEOUT))
+        except RPCError as error:
+            # INVALID_ARGUMENT: the id is longer than Temporal accepts.
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                return False
+            raise
+        # One that had ended before the job started was of an earlier run.
+        return deletion.close_time is None or deletion.close_time > job.start_time
 
     async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription | None:
         """Return Temporal's description of a job; None if there is no such job. Raises RPCError."""
@@ -157,6 +193,21 @@ class WatchedJobs:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
+
+
+def deleted() -> status_pb2.Status:
+    """Return the error of an item whose job was deleted."""
+    return make_status(code_pb2.NOT_FOUND, "the job was deleted", error_info("JOB_DELETED"))
+
+
+def _leave_usage(item: batch_pb2.BatchItem) -> None:
+    """Remove from an item what its deleted job has produced, and leave what that has used, which the batch counts."""
+    item.error.CopyFrom(deleted())
+    if not item.HasField("result"):
+        return
+    metadata = llm_pb2.ResultMetadata()
+    _USED.MergeMessage(item.result.metadata, metadata)
+    item.result.CopyFrom(llm_pb2.JobResult(metadata=metadata))
 
 
 async def _is_of(request: internal_pb2.ChunkRequest, found: WorkflowExecutionDescription) -> bool:

@@ -31,7 +31,6 @@ from services.gateway.settings import GatewaySettings
 from store.store import Store
 
 _log = logging.getLogger(__name__)
-_REASON: Final = "the job is being deleted"
 _FOUND_TYPES: Final = (names.PIPELINE_WORKFLOW_TYPE, names.JOB_WORKFLOW_TYPE)
 """The types of the workflows that FindJobs finds by default. Pipelines come first: one that runs would begin further
 jobs. The jobs of a pipeline are found as all others."""
@@ -192,7 +191,7 @@ class DeletionSteps:
             await self._terminate(job)
         elif request.method == internal_pb2.STOP_JOB_METHOD_CANCEL:
             handle = self._client.get_workflow_handle(job.id, run_id=job.run_id)
-            cancel = llm_pb2.CancelRequest(workflow_id=job.id, reason=_REASON)
+            cancel = llm_pb2.CancelRequest(workflow_id=job.id, reason=names.REASON_DELETION)
             try:
                 await handle.signal(names.SIGNAL_CANCEL, cancel, rpc_timeout=RPC_TIMEOUT)
             except RPCError as error:
@@ -201,7 +200,7 @@ class DeletionSteps:
     async def _terminate(self, execution: WorkflowExecution) -> None:
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
-            await handle.terminate(reason=_REASON, rpc_timeout=RPC_TIMEOUT)
+            await handle.terminate(reason=names.REASON_DELETION, rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             _require_closed(error)
         _log.info("terminated for a deletion", extra={"workflow_id": execution.id, "run_id": execution.run_id})
