@@ -1,8 +1,6 @@
 """The store by the library `obstore`, which only this module imports: a folder, or a bucket behind the S3 API."""
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
@@ -13,7 +11,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
-from encryption.durable_file import sync_folder
+from store import folders
 from store.settings import StoreSettings
 from store.store import (
     MAX_PIECE_BYTES,
@@ -34,8 +32,6 @@ _READ_ATTEMPTS: Final = 3
 _RETRY_SECONDS: Final = 0.2
 _DELETED_AT_ONCE: Final = 1000
 _LISTED_AT_ONCE: Final = 1000
-_DRAFT: Final = re.compile(r".+#[0-9]+")
-"""The name of a file that the library writes until the object is whole. An object's name has no `#`."""
 _NO_BUCKET: Final = "NoSuchBucket"
 
 _T = TypeVar("_T")
@@ -65,7 +61,7 @@ class ObjectStore:
         try:
             size = await self._put(name, pieces)
             if self._folder is not None:
-                await self._answer(asyncio.to_thread(_sync, self._folder, name))
+                await self._answer(asyncio.to_thread(folders.sync, self._folder, name))
         except ObjectMissing as error:
             raise StoreUnavailable(f"the store takes no objects: {error}") from None
         return StoredObject(name, size)
@@ -135,46 +131,51 @@ class ObjectStore:
     async def read(self, stored: StoredObject, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """See Store."""
         end = stored.size if end is None else min(end, stored.size)
-        failures = 0
+        failures, until = 0, self._limit()
         while start < end:
             try:
-                async with aclosing(self._read_once(stored, start, end)) as pieces:
+                async with aclosing(self._read_once(stored, start, end, until)) as pieces:
                     async for piece in pieces:
                         yield piece
                         start += len(piece)
-                        failures = 0
+                        failures, until = 0, self._limit()
                 if start < end:
                     raise StoreUnavailable(f"the object {stored.name} ends at byte {start}, before byte {end}")
             except StoreUnavailable:
-                await self._require_size(stored)
+                # A store that has been silent for all of its time tells no size either.
+                if asyncio.get_running_loop().time() >= until:
+                    raise
+                await self._require_size(stored, until)
                 failures += 1
                 if failures == _READ_ATTEMPTS:
                     raise
                 await asyncio.sleep(_RETRY_SECONDS * failures)
 
-    async def _require_size(self, stored: StoredObject) -> None:
-        """Raise ObjectDamaged for an object that is too short, and return where the size is not known now."""
+    async def _require_size(self, stored: StoredObject, until: float) -> None:
+        """Raise ObjectDamaged for an object that is too short, and return where the size is not known by `until`."""
         # Whether the object is missing, or the folder or bucket that it is in, the next read tells.
         size = stored.size
         with suppress(StoreUnavailable, ObjectMissing):
-            size = (await self._answer(obstore.head_async(self._store, stored.name)))["size"]
+            size = (await self._answer(obstore.head_async(self._store, stored.name), until))["size"]
         if size < stored.size:
             raise ObjectDamaged(f"the object {stored.name} has {size} bytes, not {stored.size}")
 
-    async def _read_once(self, stored: StoredObject, start: int, end: int) -> AsyncGenerator[bytes, None]:
+    async def _read_once(self, stored: StoredObject, start: int, end: int, until: float) -> AsyncGenerator[bytes, None]:
+        """Yield what comes. `until` is the limit of the first piece; each further one has as long as an answer."""
         # Not every server answers a range that is the whole object as a range.
         options: Any = None if (start, end) == (0, stored.size) else {"range": (start, end)}
         try:
-            found = await self._answer(obstore.get_async(self._store, stored.name, options=options))
+            found = await self._answer(obstore.get_async(self._store, stored.name, options=options), until)
         except ObjectMissing:
             await self._require_folder()
             raise
         coming = found.stream(min_chunk_size=MAX_PIECE_BYTES)
-        while start < end and (chunk := await self._answer(anext(coming, None))) is not None:
+        while start < end and (chunk := await self._answer(anext(coming, None), until)) is not None:
             data = memoryview(chunk)[: end - start]
             start += len(data)
             for at in range(0, len(data), MAX_PIECE_BYTES):
                 yield bytes(data[at : at + MAX_PIECE_BYTES])
+            until = self._limit()
 
     async def delete(self, names: Iterable[str]) -> None:
         """See Store."""
@@ -204,12 +205,16 @@ class ObjectStore:
             await self._require_folder()
             with _errors():
                 # It may take long where there are many objects, so it has no timeout.
-                await asyncio.to_thread(_remove_drafts, self._folder / prefix, before.timestamp())
+                await asyncio.to_thread(folders.remove_drafts, self._folder / prefix, before.timestamp())
 
-    async def _answer(self, asked: Awaitable[_T]) -> _T:
-        """Return what the store answers. Raises StoreUnavailable, ObjectMissing."""
+    def _limit(self) -> float:
+        """Return the time, by the loop's clock, until which an answer that is asked for now may take."""
+        return asyncio.get_running_loop().time() + self._seconds
+
+    async def _answer(self, asked: Awaitable[_T], until: float | None = None) -> _T:
+        """Return what the store answers by `until`, or within its timeout. Raises StoreUnavailable, ObjectMissing."""
         with _errors():
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout_at(self._limit() if until is None else until):
                 return await asked
 
     async def _require_folder(self) -> None:
@@ -254,30 +259,6 @@ def _inode(folder: Path) -> int | None:
 def _line(error: Exception) -> str:
     """Return the first line of a message, without the body of an answer: that may name the access key."""
     return next(iter(str(error).splitlines()), type(error).__name__).partition(": <")[0]
-
-
-def _remove_drafts(folder: Path, before: float) -> None:
-    for parent, _, files in os.walk(folder):
-        for name in filter(_DRAFT.fullmatch, files):
-            path = Path(parent, name)
-            # Meanwhile a writer may have ended or given up.
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < before:
-                    path.unlink()
-
-
-def _sync(folder: Path, name: str) -> None:
-    """Sync an object and the folders that lead to it to disk: a loss of power must not take what was acknowledged."""
-    path = folder / name
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    for parent in path.parents:
-        sync_folder(parent)
-        if parent == folder:
-            break
 
 
 def open_objects(settings: StoreSettings) -> ObjectStore:

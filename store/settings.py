@@ -37,7 +37,7 @@ class StoreSettings(BaseSettings):
     secret_access_key_file: Path | None = None
     """File of that secret, instead of STORE_SECRET_ACCESS_KEY."""
     timeout: timedelta = Field(timedelta(seconds=20), gt=timedelta(0))
-    """Maximum wait for the store's answer to one request, retries included."""
+    """Maximum wait for the store's answer to one request, or for the next piece of an object, retries included."""
 
     @field_validator("url")
     @classmethod

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -212,6 +213,11 @@ async def test_files_in_a_bucket_outlive_its_server(tmp_path: Path) -> None:
             assert await download(stub, file.ref.file_id, 3 * MIB) == sent[3 * MIB :]
             begun = new_file()
             await upload(stub, begun, b"abc", last=False)
+            server.process.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(9):
+                assert await refusal(download(stub, file.ref.file_id)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+            server.process.send_signal(signal.SIGCONT)
+            assert await download(stub, file.ref.file_id) == sent
             await server.kill()
             assert await refusal(upload(stub, begun, b"abcdef", 3)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
             assert (await get(stub, of_key(begun))).committed_bytes == 3

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from store.store import (
 from tests.support.commands import run, start
 from tests.support.encryption import Keys
 from tests.support.object_stores import SERVERS, is_installed, s3_server
+from tests.support.peers import until_stopped
 
 MIB = 1024 * 1024
 
@@ -310,6 +312,35 @@ async def test_a_server_that_never_answers_is_away(monkeypatch: pytest.MonkeyPat
             with pytest.raises(StoreUnavailable) as away:
                 await put(store, bytes(size))
             assert "marker" not in str(away.value)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_server_that_hangs_ends_reads_after_one_timeout(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts included, whether it hangs before the first piece or between two of them."""
+    async with s3_server("moto", tmp_path) as server:
+        patient = open_with(server.environment, monkeypatch)
+        store = open_with(server.environment, monkeypatch, STORE_TIMEOUT="PT3S")
+        content = random.Random(0).randbytes(32 * MIB)
+        stored = await put(patient, content)
+        async with aclosing(store.read(stored)) as pieces:
+            if begun:
+                await anext(pieces)
+            server.process.send_signal(signal.SIGSTOP)
+            until_stopped(server.process.pid)
+            last = time.monotonic()
+
+            async def rest() -> None:
+                nonlocal last
+                async for _ in pieces:
+                    last = time.monotonic()
+
+            with pytest.raises(StoreUnavailable):
+                await rest()
+            assert time.monotonic() - last < 2 * 3
+        server.process.send_signal(signal.SIGCONT)
+        assert await read(patient, stored) == content
 
 
 async def test_an_encrypted_object_shows_nothing_and_is_bound_to_its_name_tenant_and_order(
