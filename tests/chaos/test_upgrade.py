@@ -414,10 +414,20 @@ async def test_pipelines_go_on_in_this_version(versions: Versions, how: signal.S
             return (await pipelines.submit(stub, pipelines.new_pipeline(name, input_))).pipeline_id
 
         ended = await begin("spending", Int32Value(value=1))
-        before = await pipelines.follow(stub, ended)
+
+        async def result() -> Message | None:
+            found = await pipelines.get(stub, ended)
+            return found.result.value if found.status.state == llm_pb2.JOB_STATE_SUCCEEDED else None
+
+        def asks(seen: pipelines.Followed) -> bool:
+            step = seen.steps.get("review/approve")
+            return step is not None and step.state == pipeline_pb2.STEP_STATE_NEEDS_ANSWER
+
+        # A stream of the earlier version may have a message after the one with the final state.
+        before = await until(result)
         asking = {text: await begin("careful", StringValue(value=text)) for text in texts}
         for id_ in asking.values():
-            await pipelines.follow(stub, id_, until=lambda seen: seen.status.root.counts.needs_answer == 1)
+            await pipelines.follow(stub, id_, until=asks)
         fan = await begin("fan", Int32Value(value=2))
         generating = await pipelines.follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 2)
         stepping = await begin("spending", Int32Value(value=100))
@@ -439,7 +449,7 @@ async def test_pipelines_go_on_in_this_version(versions: Versions, how: signal.S
             for number in range(2):
                 job = (await get_status(two, f"{fan}/parts/{number}/write")).result
                 assert job.output.encode() == generating.outputs[f"parts/{number}/write"] != b""
-    assert (after.status.state, after.result.value) == (llm_pb2.JOB_STATE_SUCCEEDED, before.result.value)
+    assert (after.status.state, after.result.value) == (llm_pb2.JOB_STATE_SUCCEEDED, before)
     assert generating.status.root.counts.cancelled == 2
     assert known.status.state == declined.status.state == llm_pb2.JOB_STATE_SUCCEEDED
     assert known.status.root.counts.succeeded == 100
