@@ -81,7 +81,7 @@ def _init(store: KeyStore, wrapper: KeyWrapper, settings: EncryptionSettings) ->
     """
     store.create()
     if isinstance(wrapper, Keyring) and settings.keyring is not None:
-        if not settings.keyring.exists() and any(True for _ in store.slots()):
+        if not settings.keyring.exists() and store.slots():
             raise KeysUnavailable(
                 f"ENCRYPTION_KEYRING: {settings.keyring} is missing, and {settings.key_store} has data keys that a "
                 "keyring has wrapped; bring that keyring back"

@@ -26,9 +26,9 @@ default Temporal gives a task up after 10 s, and the next one would begin the sa
 MAX_SUMMARY_BYTES: Final = 256
 MAX_QUESTION_BYTES: Final = 1024
 MAX_TOLD_BYTES: Final = 128 * 1024
-"""Maximum size of the nodes that a pipeline tells at once, if it is more than one. Temporal takes ten updates of a
-workflow at once. What all of them are told is one message, with what the workflow starts in the same task, and Temporal
-terminates the workflow if that message is larger than 4 MB."""
+"""Maximum size of the nodes in one answer to Tell. A larger node is told alone. Temporal takes ten updates of a
+workflow at once. Their answers and the commands of the same task are one message. Temporal terminates a workflow whose
+message is larger than 4 MB."""
 MAX_TEXT_BYTES: Final = 1024 * 1024
 """Maximum size of a text that the code of a pipeline reads from a file or writes to one."""
 MAX_STEP_MESSAGE: Final = 256

@@ -3647,8 +3647,8 @@ Global___PipelineRecord: _TypeAlias = PipelineRecord  # noqa: Y015
 
 @_typing.final
 class TellRequest(_message.Message):
-    """What a gateway asks an open pipeline for by the update Tell: its record in parts, because what many gateways are told comes in
-    one message of Temporal's. A request that is left out asks for the first part.
+    """The argument of the update Tell, by which a gateway asks an open pipeline for a part of its record. The answers to all gateways
+    are one message of Temporal's, so each answer is a part. Without the argument the answer is the first part.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

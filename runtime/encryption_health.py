@@ -1,7 +1,26 @@
-"""Reports the keys of encryption at /readyz."""
+"""The keys of encryption at /readyz, and the wait for those that other services share."""
 
-from encryption import Encryption
-from runtime.health import Readiness
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Final
+
+from temporalio.api.workflowservice.v1 import ListWorkflowExecutionsRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from encryption import Encryption, KeysUnavailable, Unreadable
+from payload_converter.encryption import key_of
+from runtime.health import CHECK_TIMEOUT, Readiness
+
+_RETRY: Final = timedelta(seconds=1)
+_JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
+_NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
+_OTHER_STORE: Final = (
+    "are those of another key store: the newest job has a key that ENCRYPTION_KEY_STORE, which is new, does not have"
+)
+
+_log = logging.getLogger(__name__)
 
 
 def want_keys(readiness: Readiness, encryption: Encryption | None) -> None:
@@ -13,3 +32,37 @@ def want_keys(readiness: Readiness, encryption: Encryption | None) -> None:
         return await encryption.keys.present_problem() or True
 
     readiness.want("keys", "are not all available", available)
+
+
+async def wait_for_shared_keys(client: Client, readiness: Readiness, encryption: Encryption | None) -> None:
+    """Wait while the newest job shows that other services have keys that this one has not.
+
+    It would fail each job that it takes, or encrypt with a key that the others do not have.
+    """
+    if not (problem := await _lack_of_keys(client, encryption)):
+        return
+    _log.error("keys %s", problem)
+
+    async def have_come() -> bool:
+        return not problem
+
+    readiness.need("keys", problem, have_come)
+    while problem:
+        await asyncio.sleep(_RETRY.total_seconds())
+        problem = await _lack_of_keys(client, encryption)
+
+
+async def _lack_of_keys(client: Client, encryption: Encryption | None) -> str:
+    """Return why the service cannot have the keys of the suite's newest job. Empty where Temporal does not say."""
+    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=1)
+    try:
+        found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
+        payloads = [payload for one in found.executions for payload in one.memo.fields.values()]
+        keys = {key for payload in payloads if (key := key_of(payload)) is not None}
+        if encryption is None:
+            return _NO_KEYS if keys else ""
+        foreign = [key for key in keys if await encryption.keys.is_foreign(key)]
+    except (RPCError, Unreadable, KeysUnavailable):
+        # What is wrong with a key store is said elsewhere.
+        return ""
+    return _OTHER_STORE if foreign else ""

@@ -16,7 +16,7 @@ from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, ListWorkflowExecutionsRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey, WorkerDeploymentVersion
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, ReplaySafeTracerProvider, create_tracer_provider
@@ -24,10 +24,10 @@ from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, RPCStatusCode
 
-from encryption import Encryption, KeysUnavailable, Unreadable
-from payload_converter.encryption import encrypting, key_of
+from encryption import Encryption
+from payload_converter.encryption import encrypting
 from runtime import temporal_log
-from runtime.encryption_health import want_keys
+from runtime.encryption_health import wait_for_shared_keys, want_keys
 from runtime.environment import WrongSetting
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
@@ -47,11 +47,6 @@ worker's heartbeats may stay away. Temporal ends connections with pings more oft
 _TCP_TIMEOUT: Final = timedelta(seconds=5)
 """Maximum time of one try to open a connection. The system repeats the first packet less and less often, after a minute
 without a network once a minute."""
-_JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
-_NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
-_OTHER_STORE: Final = (
-    "are those of another key store: the newest job has a key that ENCRYPTION_KEY_STORE, which is new, does not have"
-)
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
 
@@ -154,43 +149,10 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
             await asyncio.sleep(_RETRY.total_seconds())
         else:
             connected.set_result(client)
-            await _wait_for_shared_keys(client, readiness, encryption)
+            await wait_for_shared_keys(client, readiness, encryption)
             if encryption is not None:
                 await encryption.wait_for_keys()
             return client
-
-
-async def _wait_for_shared_keys(client: Client, readiness: Readiness, encryption: Encryption | None) -> None:
-    """Wait while the newest job shows that other services have keys that this one has not.
-
-    It would fail each job that it takes, or encrypt with a key that the others do not have.
-    """
-    if not (problem := await _lack_of_keys(client, encryption)):
-        return
-    _log.error("keys %s", problem)
-
-    async def have_come() -> bool:
-        return not problem
-
-    readiness.need("keys", problem, have_come)
-    while problem:
-        await asyncio.sleep(_RETRY.total_seconds())
-        problem = await _lack_of_keys(client, encryption)
-
-
-async def _lack_of_keys(client: Client, encryption: Encryption | None) -> str:
-    """Return why the service cannot have the keys of the suite's newest job. Empty where Temporal does not say."""
-    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=1)
-    try:
-        found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
-        keys = {key_of(payload) for one in found.executions for payload in one.memo.fields.values()} - {None}
-        if encryption is None:
-            return _NO_KEYS if keys else ""
-        foreign = [key for key in keys if key is not None and await encryption.keys.is_foreign(key)]
-    except (RPCError, Unreadable, KeysUnavailable):
-        # What is wrong with a key store is said elsewhere.
-        return ""
-    return _OTHER_STORE if foreign else ""
 
 
 class _Namespace:

@@ -68,7 +68,7 @@ class Telling:
             if part is None:
                 return None
             if not part.record.nodes or part.record.version < told.record.version:
-                # A crash has taken back what an earlier part has told.
+                # A crash has undone what an earlier part shows.
                 raise no_answer("pipeline")
             told.record.nodes.extend(part.record.nodes)
         if told is not None:

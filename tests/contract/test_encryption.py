@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
-from temporalio.converter import WorkflowSerializationContext
+from temporalio.converter import DataConverter, WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime
 
@@ -518,6 +518,12 @@ async def test_keys_in_memory_are_used_while_the_store_is_away_or_hangs(
         os.close(pipe)
 
 
+async def until_refused(converter: DataConverter) -> None:
+    while True:
+        await converter.encode([MARKER])
+        await asyncio.sleep(0.1)
+
+
 async def test_a_store_that_has_lost_its_key_decrypts_and_does_not_encrypt(keys: Keys) -> None:
     """Another volume is mounted: what is encrypted now could be lost with the memory of the process."""
     converter = encrypting(keys.encryption(recheck=SOON))
@@ -525,13 +531,8 @@ async def test_a_store_that_has_lost_its_key_decrypts_and_does_not_encrypt(keys:
     for path in (keys.folder / "_").iterdir():
         path.rename(keys.folder / path.name)
 
-    async def until_refused() -> None:
-        while True:
-            await converter.encode([MARKER])
-            await asyncio.sleep(0.2)
-
     with pytest.raises(KeysUnavailable, match="not in the key store any more"):
-        await asyncio.wait_for(until_refused(), 60)
+        await asyncio.wait_for(until_refused(converter), 60)
     assert await converter.decode(payloads) == [MARKER]
 
 
@@ -570,13 +571,8 @@ async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path:
     keys.folder.rename(tmp_path / "away")
     other.folder.rename(keys.folder)
 
-    async def until_refused() -> None:
-        while True:
-            await converter.encode([MARKER])
-            await asyncio.sleep(0.1)
-
     with pytest.raises(KeysUnavailable, match="another one is mounted"):
-        await asyncio.wait_for(until_refused(), 60)
+        await asyncio.wait_for(until_refused(converter), 60)
     assert await converter.decode(payloads) == [MARKER]
     keys.folder.rename(other.folder)
     (tmp_path / "away").rename(keys.folder)

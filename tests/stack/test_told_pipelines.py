@@ -234,7 +234,7 @@ async def test_reading_a_pipeline_adds_nothing_to_its_history(temporal: Client) 
 
 
 async def test_many_gateways_may_read_a_large_pipeline_at_once(temporal: Client) -> None:
-    """What they are told is one message of a workflow task. Temporal ends a workflow whose message is over 4 MB."""
+    """The answers of a workflow task are one message. Temporal terminates a workflow whose message is over 4 MB."""
     queue, steps = f"told-{uuid.uuid4().hex}", 900
     handle = await start_pipeline(temporal, queue, "many-questions", Int32Value(value=steps))
     async with gateway(temporal, queue):

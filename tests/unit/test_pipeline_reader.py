@@ -74,7 +74,7 @@ class Workflow:
 
 
 class InParts(Workflow):
-    """A workflow that tells two nodes at once. As Temporal does, it answers an update as it did one of the same id."""
+    """A workflow that tells two nodes at once. Like Temporal, it answers an update as the first one of the same id."""
 
     def __init__(self, record: internal_pb2.PipelineRecord) -> None:
         super().__init__()

@@ -154,7 +154,7 @@ class WatchedJobs:
         return item
 
     async def _is_deleted(self, job: WorkflowExecutionDescription, item: batch_pb2.BatchItem) -> bool:
-        """Return whether a deletion of the job has begun. Raises RPCError.
+        """Return whether somebody has deleted the job, or has begun to. Raises RPCError.
 
         The reason of the cancel alone does not tell: another caller may have been first, or have given the same one.
         """

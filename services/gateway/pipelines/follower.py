@@ -182,7 +182,7 @@ class PipelineFollower:
             self._stale.set()
             return
         self.version = change.record.version
-        # A later part of what the pipeline has told may be newer than its version, which is that of the first part.
+        # A record that was told in parts has the version of the first part. Nodes of later parts may be newer.
         newer = [node for node in change.record.nodes if self._is_newer(node)]
         self._take(internal_pb2.PipelineRecord(status=change.record.status, nodes=newer), {**self.nodes})
 

@@ -128,7 +128,7 @@ class PipelineReader:
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
             record, answered = internal_pb2.PipelineRecord(status=status), False
         has_result = status.state == llm_pb2.JOB_STATE_SUCCEEDED or reason_of(status.root.error) == INCOMPLETE
-        # Beside a large tree the workflow tells none.
+        # The answer to a query has no room for a result beside a large tree.
         if has_result and not record.HasField("result") and (result := await self._result(description)) is not None:
             record.result.CopyFrom(result)
         if status.state in FINAL_STATES and not status.HasField("root"):

@@ -28,6 +28,7 @@ from llm_pb import internal_pb2
 from runtime.group_commit import GroupCommit
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.updates import execute_update
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -113,8 +114,8 @@ class Ledger:
         return await self._lease(request)
 
     async def _lease(self, request: internal_pb2.LeaseRequest) -> internal_pb2.LeaseResponse:
-        answer: internal_pb2.LeaseResponse = await self._handle().execute_update(
-            names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse, rpc_timeout=RPC_TIMEOUT
+        answer: internal_pb2.LeaseResponse = await execute_update(
+            self._handle(), names.UPDATE_LEASE, request, result_type=internal_pb2.LeaseResponse
         )
         return answer
 
