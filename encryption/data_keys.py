@@ -91,8 +91,9 @@ class DataKeys:
         if self.problem is None and isinstance(self._wrapper, Keyring) and self._cached:
             slot, cached = max(self._cached.items(), key=lambda item: item[1].checked_at)
             try:
-                # It may have been wrapped again.
-                if (stored := await self._in_thread(self._store.read, slot)) is not None:
+                # It may have been wrapped again. Whoever uses the key says where the store has another one.
+                stored = await self._in_thread(self._store.read, slot)
+                if stored is not None and stored.name == cached.stored.name:
                     await self._wrapper.unwrap(stored.wrapped, str(cached.key.key_id))
             except KeysUnavailable as error:
                 return str(error)

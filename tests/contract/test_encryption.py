@@ -570,7 +570,7 @@ async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path:
     await encrypting(other.encryption()).encode([MARKER])
     keys.folder.rename(tmp_path / "away")
     other.folder.rename(keys.folder)
-
+    assert "not the one that wrapped" not in (await encryption.keys.present_problem() or ""), "the keyring is right"
     with pytest.raises(KeysUnavailable, match="another one is mounted"):
         await asyncio.wait_for(until_refused(converter), 60)
     assert await converter.decode(payloads) == [MARKER]
