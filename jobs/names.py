@@ -292,3 +292,5 @@ PATCH_DECIDES_REQUEST: Final = "decides-on-its-cancel"
 PATCH_ASKS_SOMETHING: Final = "asks-something"
 # A pipeline that is cancelled tells the batches and pipelines that are its steps why.
 PATCH_TELLS_REASON: Final = "tells-reasons"
+# A gateway that does not have a pipeline gives it up: nobody else has taken its first task in time.
+PATCH_GIVES_UP: Final = "gives-up-unknown-pipelines"

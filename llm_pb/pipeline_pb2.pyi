@@ -1326,8 +1326,8 @@ class GetPipelineResponse(_message.Message):
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepStatus]:
-        """The steps in the order in which they began, at most 1000. Empty for a pipeline that ended, and whose code has changed so much
-        since then that it cannot be read again.
+        """The steps in the order in which they began, at most 1000. Empty for a pipeline that ended, and whose code no gateway has any more,
+        or only in a version that does not do the same. status.root.counts still tells how many there were.
         """
 
     @_builtins.property

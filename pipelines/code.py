@@ -9,6 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
     from google.rpc import code_pb2, status_pb2
 
+    from jobs import names
     from jobs.pipelines import INCOMPLETE, UNKNOWN_PIPELINE, failure, name_of, packed, with_defaults
     from llm_pb import internal_pb2, pipeline_pb2
     from pipelines.errors import Incomplete, StepFailed
@@ -16,10 +17,11 @@ with workflow.unsafe.imports_passed_through():
 
 from pipelines.execution import Execution
 from pipelines.program import Pipeline
+from workflows.cancellation import Cancellation
 
 _MAX_RESULT_BYTES: Final = 1024 * 1024
 _ROLL_OUT: Final = timedelta(minutes=2)
-"""Time in which a gateway that has a pipeline has to take its first task. Then one that has it not says so."""
+"""Time since its start in which a gateway that has a pipeline has to take its first task."""
 
 
 class Outcome(NamedTuple):
@@ -30,14 +32,19 @@ class Outcome(NamedTuple):
     """Why the result is not whole."""
 
 
-def require_code(run: internal_pb2.PipelineRun) -> None:
+def require_code(run: internal_pb2.PipelineRun, cancellation: Cancellation) -> None:
     """Raise RuntimeError where the pipeline is not installed here, and may be elsewhere. The workflow task fails then.
 
-    While an operator rolls it out, some gateways have it before others. What has begun was begun by one that has it.
+    While an operator rolls it out, some gateways have it before others. One that gives it up says so in the history,
+    because what was begun otherwise was begun by a gateway that has it. A cancelled one needs no code any more.
     """
     name = name_of(with_defaults(run.pipeline, run.options.defaults))
-    young = workflow.now() - workflow.info().start_time < _ROLL_OUT
-    if name not in REGISTERED and (young or workflow.unsafe.is_replaying()):
+    if name in REGISTERED:
+        return
+    cancellation.note_asked()
+    young = workflow.now() - workflow.info().workflow_start_time < _ROLL_OUT
+    waits = young and cancellation.error is None and not workflow.unsafe.is_replaying()
+    if waits or not workflow.patched(names.PATCH_GIVES_UP):
         raise RuntimeError(f"no pipeline is named {name!r} here: another gateway has to run it")
 
 

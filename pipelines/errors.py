@@ -63,7 +63,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
         return error.status
     if is_cancelled_exception(error):
         return failure(CANCELLED, "the step was cancelled", code_pb2.CANCELLED)
-    cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
+    cause = _cause(error)
     if isinstance(cause, TimeoutError):
         return to_status(TotalTimeout("the step's time was over"))
     if isinstance(cause, TerminatedError):
@@ -75,6 +75,15 @@ def status_of(error: BaseException) -> status_pb2.Status:
             return to_status(known(cause.message))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
     return failure(PROGRAM_ERROR, described(error))
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether Temporal has ended a step because it took too long."""
+    return isinstance(_cause(error), TimeoutError)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
 
 
 def described(error: BaseException) -> str:
@@ -101,14 +110,14 @@ async def failing_as(path: str, was_cancelled: Callable[[], bool] = lambda: Fals
     A job or an activity that ends well although it was cancelled swallows the cancel. It is raised here.
     `was_cancelled` returns whether there was a cancel that the task no longer tells of.
     """
-    before = _cancels()
+    before = cancels()
     try:
         yield
     except (Exception, asyncio.CancelledError) as error:
-        if is_cancelled_exception(error) and (_cancels() > before or was_cancelled()):
+        if is_cancelled_exception(error) and (cancels() > before or was_cancelled()):
             raise asyncio.CancelledError from error
         raise StepFailed(path, status_of(error)) from error
-    if _cancels() > before or was_cancelled():
+    if cancels() > before or was_cancelled():
         raise asyncio.CancelledError
 
 
@@ -129,7 +138,7 @@ def places(error: BaseException) -> str:
     return ", ".join(found)
 
 
-def _cancels() -> int:
+def cancels() -> int:
     """Return how often the current task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task is not None else 0

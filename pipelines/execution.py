@@ -28,7 +28,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.usage import left_of, spent_field
     from llm_pb import batch_pb2, common_pb2, internal_pb2, pipeline_pb2
     from pipelines.compensation import is_undoing
-    from pipelines.errors import StepFailed, failing_as, status_of
+    from pipelines.errors import StepFailed, cancels, failing_as, is_timeout, status_of
 
 from pipelines.admission import Admission
 from pipelines.children import start_child
@@ -111,12 +111,16 @@ class Execution:
         self._begin(path, kind)
         step = Step(path)
         async with failing_as(path, lambda: step.cancelled):
+            before = cancels()
             try:
                 yield step
             except (Exception, asyncio.CancelledError) as error:
-                cancelled = is_cancelled_exception(error)
+                # Temporal ends a try by its timeout whose worker has died, also after a cancel.
+                late = cancels() > before and is_timeout(error)
+                shown = asyncio.CancelledError() if late else error
+                cancelled = is_cancelled_exception(shown)
                 state = pipeline_pb2.STEP_STATE_CANCELLED if cancelled else pipeline_pb2.STEP_STATE_FAILED
-                self._end(step, state, status_of(error))
+                self._end(step, state, status_of(shown))
                 raise
             self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 

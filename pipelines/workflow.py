@@ -93,7 +93,7 @@ class LLMPipelineWorkflow:
     @one_input
     async def run(self, run: internal_pb2.PipelineRun | None = None) -> pipeline_pb2.PipelineResult:
         """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
-        require_code(self._run)
+        require_code(self._run, self._cancellation)
         publishing = asyncio.create_task(publish_tree(self._execution.tree, self._status, lambda: self._ended))
         window = asyncio.create_task(self._wait_for_end())
         telling = asyncio.create_task(tell_questions(self._execution, lambda: self._ended))

@@ -33,6 +33,11 @@ class Cancellation:
             self.error = errors.Cancelled(reason or "cancelled on request")
             self.noted_at = workflow.now()
 
+    def note_asked(self) -> None:
+        """Note a cancel from Temporal that has come before the workflow waits for something."""
+        if _asked():
+            self.note(workflow.cancellation_reason() or "")
+
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait for the condition. A cancel from Temporal meanwhile is noted like one from the signal."""
         while not condition():

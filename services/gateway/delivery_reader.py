@@ -16,9 +16,8 @@ from jobs.events import notification
 from jobs.ids import delivery_workflow_id, delivery_workflow_ids
 from llm_pb import internal_pb2, llm_pb2
 from runtime.shared_calls import SharedCalls
-from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
-from services.gateway.own_work import no_answer
+from services.gateway.own_work import no_answer, query_any
 from services.gateway.runs import describe_twice
 from services.gateway.told import Telling
 
@@ -118,9 +117,7 @@ class DeliveryReader:
                 told = await self._telling.ask(execution)
                 if told is not None:
                     return told.deliveries
-            state: internal_pb2.DeliveryState = await handle.query(
-                names.QUERY_GET_DELIVERIES, result_type=internal_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
-            )
+            state = await query_any(handle, names.QUERY_GET_DELIVERIES, internal_pb2.DeliveryState)
         except RPCError as error:
             if error.status in _NO_ANSWER:
                 return None

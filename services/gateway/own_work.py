@@ -1,10 +1,12 @@
 """The workflows of batches and pipelines: those that a caller may see, and the records that they answer with."""
 
-from typing import Final, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
+from google.protobuf.message import Message
 from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
@@ -16,7 +18,10 @@ from services.gateway.errors import ApiError, temporal_unavailable
 from services.gateway.job_record import user_of
 from services.gateway.runs import Runs
 
+Answer = TypeVar("Answer", bound=Message)
 Record = TypeVar("Record", internal_pb2.BatchRecord, internal_pb2.PipelineRecord)
+_QUERIES: Final = 5
+"""Maximum number of gateways that are asked for one answer."""
 _FAILED: Final = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 _MAX_EVENTS_OF_START: Final = 100
 """Maximum number of events that are read of a workflow whose first task is not done. One with more does not answer."""
@@ -46,7 +51,7 @@ async def query_record(
     """
     handle = client.get_workflow_handle(description.id, run_id=description.run_id)
     try:
-        record: Record = await handle.query(names.QUERY_GET_RECORD, result_type=record_type, rpc_timeout=RPC_TIMEOUT)
+        record = await query_any(handle, names.QUERY_GET_RECORD, record_type)
     except WorkflowQueryFailedError as error:
         raise no_answer(what) from error
     except RPCError as error:
@@ -54,6 +59,23 @@ async def query_record(
             raise
         return None
     return record
+
+
+async def query_any(handle: WorkflowHandle[Any, Any], query: str, answer_type: type[Answer]) -> Answer:
+    """Return the answer to a query. Raises WorkflowQueryFailedError, RPCError.
+
+    Temporal gives a query to any gateway. One that does not have the code of a pipeline, or has another version of it,
+    fails it, and the next one may have it.
+    """
+    for _ in range(_QUERIES - 1):
+        with suppress(WorkflowQueryFailedError):
+            return await _query(handle, query, answer_type)
+    return await _query(handle, query, answer_type)
+
+
+async def _query(handle: WorkflowHandle[Any, Any], query: str, answer_type: type[Answer]) -> Answer:
+    answer: Answer = await handle.query(query, result_type=answer_type, rpc_timeout=RPC_TIMEOUT)
+    return answer
 
 
 def no_answer(what: str) -> ApiError:

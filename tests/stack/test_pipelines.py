@@ -1,6 +1,7 @@
 """Pipelines over gRPC: steps that are jobs, one stream with one cursor, answers, a budget, one cancel."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.pipelines import PATH_RULE
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.commands import run
 from tests.support.files import PATIENCE, bad_fields, refusal
 from tests.support.jobs import details_of
 from tests.support.paths import ROOT
@@ -291,6 +293,27 @@ async def test_a_step_whose_worker_dies_is_tried_again(pipelines: Any, temporal:
     assert text_of(seen.result) == "hello 2"
 
 
+async def test_a_step_that_was_cancelled_after_its_worker_died_is_cancelled(pipelines: Any, temporal: Client) -> None:
+    """Temporal ends it by its timeout: it was shown with TOTAL_TIMEOUT, although the pipeline had a day."""
+
+    @activity.defn(name="Shout")
+    async def shout(text: str) -> str:
+        activity.raise_complete_async()
+
+    spec = Struct()
+    spec.update({"text": "hello", "queue": "dead-shouters", "heartbeat_timeout": 1})
+    async with Worker(temporal, task_queue="dead-shouters", activities=[shout]):
+        id_ = (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id
+        await follow(pipelines, id_, until=lambda seen: "shout" in seen.steps)
+        await cancel(pipelines, id_)
+        seen = await follow(pipelines, id_)
+    assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
+    step = seen.steps["shout"]
+    assert step.state == pipeline_pb2.STEP_STATE_CANCELLED
+    assert reason_of(step.error) == "CANCELLED"
+    assert seen.status.root.counts.cancelled == 1
+
+
 async def test_a_gateway_without_a_pipeline_leaves_it_to_one_that_has_it(stack: Stack) -> None:
     """As while an operator rolls a new pipeline out."""
     queue = {"GATEWAY_WORKFLOW_QUEUE": "rolled-out"}
@@ -310,10 +333,21 @@ async def test_a_gateway_without_a_pipeline_leaves_it_to_one_that_has_it(stack: 
             await bare.terminate()
             await having.start()
             seen = await follow(stub, id_, patience=PATIENCE)
+            # Now no gateway has it any more.
+            await having.terminate()
+            await bare.start()
+            await bare.wait_ready()
+            tree = await run(
+                *(sys.executable, "-m", "durable_llm", "pipeline", "tree", id_),
+                DURABLE_LLM_ADDRESS=stack.address(calls.name),
+            )
     finally:
         for process in (calls, bare, having):
             await process.terminate()
     assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+    assert tree.status == 0
+    assert "SUCCEEDED" in tree.output
+    assert f"Its {seen.status.root.counts.total} steps cannot be shown" in tree.errors
 
 
 async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:

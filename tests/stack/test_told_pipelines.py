@@ -38,7 +38,16 @@ from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.told import Telling
 from services.gateway.workflow_runner import ContainedRunner
 from tests.support.files import until
-from tests.support.replays import PIPELINE_ACTIVITIES, Handle, Job, has, replay, replay_history, start_pipeline
+from tests.support.replays import (
+    PIPELINE_ACTIVITIES,
+    Handle,
+    Job,
+    has,
+    reader_of,
+    replay,
+    replay_history,
+    start_pipeline,
+)
 
 NOOP, HELD, COME = "Noop", "Held", "come"
 PIPELINES = 6
@@ -274,12 +283,6 @@ async def test_a_pipeline_that_has_ended_with_a_large_tree_and_a_large_result_ha
     assert len(look.record.nodes) > steps
     assert look.record.result == result
     assert look.record.ByteSize() > 2 * 1024 * 1024
-
-
-def reader_of(temporal: Client) -> PipelineReader:
-    """Return the reader of a gateway of its own."""
-    telling = Telling(temporal)
-    return PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
 
 
 async def test_the_end_of_a_pause_may_come_with_what_came_later(temporal: Client) -> None:

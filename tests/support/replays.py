@@ -17,6 +17,9 @@ from jobs import names
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from payload_converter import data_converter
 from runtime.worker_versioning import WorkerVersioning
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.told import Telling
 
 Handle = WorkflowHandle[Any, Any]
 WAITS: Final = "wait"
@@ -72,6 +75,12 @@ def worker(
         interceptors=interceptors,
         workflow_runner=UnsandboxedWorkflowRunner(),
     )
+
+
+def reader_of(temporal: Client) -> PipelineReader:
+    """Return the reader of a gateway of its own."""
+    telling = Telling(temporal)
+    return PipelineReader(temporal, DeliveryReader(temporal, telling), telling)
 
 
 async def start_pipeline(temporal: Client, queue: str, name: str, value: Message | None = None) -> Handle:
