@@ -4,12 +4,15 @@ python -m encryption init                    create the key store and the keyrin
 python -m encryption turn                    add a key-encryption key, which wraps data keys from now on
 python -m encryption rewrap                  wrap all data keys with the current key-encryption key
 python -m encryption delete-tenant TENANT    delete a tenant's data keys; '' is the tenant without a name
+python -m encryption lost KEY                record that a data key is lost for good, as /readyz names it
+                     [--tenant TENANT]
 python -m encryption hash ATTRIBUTE VALUE    show the hash of a search attribute's value, to search for it in Temporal
                      [--tenant TENANT]
 """
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Iterator
 
@@ -34,6 +37,9 @@ def main() -> None:
     for name in ("init", "turn", "rewrap"):
         commands.add_parser(name)
     commands.add_parser("delete-tenant").add_argument("tenant")
+    losing = commands.add_parser("lost")
+    losing.add_argument("key")
+    losing.add_argument("--tenant", default="")
     hashing = commands.add_parser("hash")
     hashing.add_argument("attribute")
     hashing.add_argument("value")
@@ -53,11 +59,18 @@ def main() -> None:
         if arguments.command == "turn":
             if not isinstance(wrapper, Keyring):
                 sys.exit("KMS rotates its keys itself")
+            with contextlib.suppress(OSError):
+                # The volume may be on another machine than the keyring.
+                asyncio.run(_require_fit(store, wrapper))
             sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
             return
         store.check()
         if arguments.command == "rewrap":
             sys.stdout.write(f"data keys wrapped by the current key: {asyncio.run(_rewrap(store, wrapper))}\n")
+        elif arguments.command == "lost":
+            key_id = KeyId.parse(arguments.tenant, arguments.key)
+            store.give_up(key_id)
+            sys.stdout.write(f"recorded as deleted: the data key {key_id}\n")
         elif arguments.command == "hash":
             keys, tenant = DataKeys(store, wrapper), checked_tenant(arguments.tenant)
             sys.stdout.write(f"{asyncio.run(_hash(keys, tenant, arguments.attribute, arguments.value))}\n")
@@ -77,7 +90,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
 def _init(store: KeyStore, wrapper: KeyWrapper, settings: EncryptionSettings) -> None:
     """Create the key store and the keyring where there are none.
 
-    Raises KeysUnavailable for a keyring that cannot be used, and for a missing one whose keys the data keys need.
+    Raises KeysUnavailable for a keyring that cannot be used or is that of another store, and for a missing one whose
+    keys the data keys need.
     """
     store.create()
     if isinstance(wrapper, Keyring) and settings.keyring is not None:
@@ -87,8 +101,23 @@ def _init(store: KeyStore, wrapper: KeyWrapper, settings: EncryptionSettings) ->
                 "keyring has wrapped; bring that keyring back"
             )
         wrapper.create()
+        asyncio.run(_require_fit(store, wrapper))
         sys.stdout.write(f"keyring: {settings.keyring}\n")
     sys.stdout.write(f"key store: {settings.key_store}\n")
+
+
+async def _require_fit(store: KeyStore, keyring: Keyring) -> None:
+    """Raise KeysUnavailable if the store has data keys, and the keyring unwraps none: it is that of another store."""
+    problem: KeysUnavailable | None = None
+    for slot in store.slots():
+        try:
+            if (stored := store.read(slot)) is not None:
+                await keyring.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+                return
+        except KeysUnavailable as error:
+            problem = error
+    if problem is not None:
+        raise problem
 
 
 async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:

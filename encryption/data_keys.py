@@ -106,9 +106,12 @@ class DataKeys:
         except OSError as error:
             raise KeysUnavailable(f"the key store cannot be read: {error}") from error
 
-    async def is_foreign(self, key_id: KeyId) -> bool:
-        """Return whether the store is new, and content with this key is of another one. Raises KeysUnavailable."""
-        return await self.is_new() and not await self._in_thread(self._store.is_deleted, key_id)
+    async def lacks(self, key_id: KeyId) -> bool:
+        """Return whether the store neither has the key nor knows that it was deleted. Raises KeysUnavailable."""
+        stored = await self._in_thread(self._store.read, Slot.of_month(key_id.tenant, key_id.month))
+        if stored is not None and stored.name == key_id.name:
+            return False
+        return not await self._in_thread(self._store.is_deleted, key_id)
 
     async def current(self, tenant: str) -> DataKey:
         """Return the tenant's key of this month, creating it if there is none. Raises KeysUnavailable.

@@ -13,7 +13,7 @@ file system must support hard links.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -74,7 +74,9 @@ class KeyStore:
         self._folder = folder
 
     def create(self) -> None:
-        """Make the folder a key store. A folder that is one stays as it is. Raises OSError."""
+        """Make the folder a key store. A folder that is one stays as it is. Raises NoKeyStore, OSError."""
+        if self._folder.exists() and not self._folder.is_dir():
+            raise NoKeyStore(f"ENCRYPTION_KEY_STORE: {self._folder} is no folder")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (self._folder / _MARK).exists():
             durable_file.replace(self._folder / _MARK, "")
@@ -185,14 +187,28 @@ class KeyStore:
                 with contextlib.suppress(_Damaged):
                     names += [key.name for key in [self._stored(slot)] if key is not None]
             if names:
-                earlier = (self._text(folder / _DELETED) or "").split()
-                durable_file.replace(folder / _DELETED, "\n".join(dict.fromkeys([*earlier, *names])) + "\n")
+                self._record_deleted(folder, names)
             # An interrupted write may have left a hidden file that holds a key.
             for path in [*folder.iterdir()]:
                 if path.name != _DELETED:
                     path.unlink(missing_ok=True)
             durable_file.sync_folder(folder)
         return len(slots)
+
+    def give_up(self, key_id: KeyId) -> None:
+        """Record a key that the store has lost as deleted. Raises KeysUnavailable if it has the key, OSError."""
+        self.check()
+        folder = self._folder_of(key_id.tenant)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with durable_file.locked(folder):
+            stored = self._stored(Slot.of_month(key_id.tenant, key_id.month))
+            if stored is not None and stored.name == key_id.name:
+                raise KeysUnavailable(f"the data key {key_id} is in the key store")
+            self._record_deleted(folder, [key_id.name])
+
+    def _record_deleted(self, folder: Path, names: Sequence[str]) -> None:
+        earlier = (self._text(folder / _DELETED) or "").split()
+        durable_file.replace(folder / _DELETED, "\n".join(dict.fromkeys([*earlier, *names])) + "\n")
 
     def _tenants(self) -> Iterator[str]:
         for folder in sorted(self._folder.iterdir()):

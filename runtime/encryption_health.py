@@ -16,9 +16,7 @@ from runtime.health import CHECK_TIMEOUT, Readiness
 _RETRY: Final = timedelta(seconds=1)
 _JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
 _NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
-_OTHER_STORE: Final = (
-    "are those of another key store: the newest job has a key that ENCRYPTION_KEY_STORE, which is new, does not have"
-)
+_OTHER_STORE: Final = "are those of another key store: ENCRYPTION_KEY_STORE does not have {}, the key of the newest job"
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +41,8 @@ async def wait_for_shared_keys(client: Client, readiness: Readiness, encryption:
         return
     _log.error("keys %s", problem)
 
-    async def have_come() -> bool:
-        return not problem
+    async def have_come() -> bool | str:
+        return problem or True
 
     readiness.need("keys", problem, have_come)
     while problem:
@@ -61,8 +59,8 @@ async def _lack_of_keys(client: Client, encryption: Encryption | None) -> str:
         keys = {key for payload in payloads if (key := key_of(payload)) is not None}
         if encryption is None:
             return _NO_KEYS if keys else ""
-        foreign = [key for key in keys if await encryption.keys.is_foreign(key)]
+        lacking = [key for key in keys if await encryption.keys.lacks(key)]
     except (RPCError, Unreadable, KeysUnavailable):
         # What is wrong with a key store is said elsewhere.
         return ""
-    return _OTHER_STORE if foreign else ""
+    return _OTHER_STORE.format(lacking[0]) if lacking else ""

@@ -334,6 +334,45 @@ async def test_a_keyring_that_is_not_there_is_not_made_anew(keys: Keys, tmp_path
         assert not ring.exists()
 
 
+@pytest.mark.parametrize("word", ["init", "turn"])
+async def test_a_command_refuses_the_keyring_of_another_store(keys: Keys, tmp_path: Path, word: str) -> None:
+    """It would get a key that no service needs, and the operator would not notice."""
+    await encrypting(keys.encryption()).encode([MARKER])
+    (tmp_path / "keyring.json").unlink()
+    keys.keyring.create()
+    before = keys.ring
+    ended = await run(sys.executable, "-m", "encryption", word, **keys.environment)
+    assert (ended.status, ended.errors.count("\n")) == (1, 1), ended.errors
+    assert "keyring.json has no key-encryption key" in ended.errors
+    assert keys.ring == before
+
+
+async def test_init_names_a_key_store_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    settings = {"ENCRYPTION_KEY_STORE": str(tmp_path / "store"), "ENCRYPTION_KEYRING": str(tmp_path / "ring")}
+    ended = await run(sys.executable, "-m", "encryption", "init", **settings)
+    assert (ended.status, ended.errors) == (1, f"ENCRYPTION_KEY_STORE: {tmp_path / 'store'} is no folder\n")
+    assert not (tmp_path / "ring").exists()
+
+
+async def test_a_lost_key_is_recorded_as_deleted(keys: Keys) -> None:
+    """What it encrypted can never be read again, and nobody waits for it any more."""
+    payloads = await encrypting(keys.encryption()).encode([MARKER])
+    key_id = (await keys.data_keys().current("")).key_id
+    there = await run(sys.executable, "-m", "encryption", "lost", key_id.name, **keys.environment)
+    assert (there.status, "is in the key store" in there.errors) == (1, True)
+    none = await run(sys.executable, "-m", "encryption", "lost", "20261301T000000Z-0", **keys.environment)
+    assert (none.status, "no data key has the id" in none.errors) == (1, True)
+    (keys.folder / "_" / key_id.month).unlink()
+    assert await keys.data_keys().lacks(key_id)
+    with pytest.raises(KeysUnavailable):
+        await encrypting(keys.encryption()).decode(payloads)
+    assert key_id.name in await command("lost", key_id.name, **keys.environment)
+    assert not await keys.data_keys().lacks(key_id)
+    with pytest.raises(PayloadError, match="was deleted"):
+        await encrypting(keys.encryption()).decode(payloads)
+
+
 @pytest.mark.parametrize("damage", ["", "{}", '{"current": "k", "keys": {}}'])
 @pytest.mark.parametrize("word", ["init", "turn", "rewrap"])
 async def test_a_command_names_a_damaged_keyring(keys: Keys, word: str, damage: str) -> None:

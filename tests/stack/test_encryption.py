@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.worker import Replayer
 
 from deploy.local.stack import Stack
-from encryption import is_hash
+from encryption import DataKeys, is_hash
 from encryption.key_store import KeyStore
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
@@ -272,12 +272,12 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpu-worker", "gateway"])
-@pytest.mark.parametrize("lacks", ["settings", "store"])
+@pytest.mark.parametrize("lacks", ["settings", "store", "key"])
 async def test_a_service_that_cannot_have_the_keys_is_not_ready_and_takes_no_job(
     encrypted: "Encrypted", tmp_path: Path, kind: str, lacks: str
 ) -> None:
     """It would fail each job that it takes, or encrypt with a key that nobody else has."""
-    stack, stub, _ = encrypted
+    stack, stub, keys = encrypted
     await run_job(stub, new_job(params={"max_tokens": 2}))
     process = stack.add(kind)
     says = "set ENCRYPTION_KEY_STORE"
@@ -286,8 +286,12 @@ async def test_a_service_that_cannot_have_the_keys_is_not_ready_and_takes_no_job
             del process.environment[name]
     else:
         says = "those of another key store"
-        KeyStore(tmp_path / "new").create()
-        process.environment["ENCRYPTION_KEY_STORE"] = str(tmp_path / "new")
+        store = KeyStore(tmp_path / "other")
+        store.create()
+        if lacks == "key":
+            # It has a key of its own for the month.
+            await DataKeys(store, keys.keyring).current("")
+        process.environment["ENCRYPTION_KEY_STORE"] = str(tmp_path / "other")
     await process.start()
     try:
         answer = await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
@@ -295,6 +299,10 @@ async def test_a_service_that_cannot_have_the_keys_is_not_ready_and_takes_no_job
         seen = await asyncio.gather(*(run_job(stub, new_job(params={"max_tokens": 2})) for _ in range(20)))
         assert {one.states[-1] for one in seen} == {"SUCCEEDED"}
         assert {one.final.result.metadata.attempts for one in seen} == {1}
+        if lacks == "key":
+            # Where the other store is lost for good.
+            store.give_up((await keys.data_keys().current("")).key_id)
+            await process.wait_ready()
     finally:
         await process.terminate()
 
