@@ -115,6 +115,20 @@ tools-java: .tools/usr/bin/grpc_java_plugin ## Fetch gRPC for Java from Debian's
 	@for package in .tools/packages/*.deb; do dpkg -x "$$package" .tools; done
 	@rm -r .tools/packages
 
+# Docker Compose 2 is in Debian's release 13. Its packages are on the mirror that the machine has for its own release.
+COMPOSE := .tools/compose
+LISTS := -o Dir::Etc::SourceList=$(CURDIR)/$(COMPOSE)/sources.list -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$(CURDIR)/$(COMPOSE)/lists -o Dir::Cache=$(CURDIR)/$(COMPOSE)/cache
+.PHONY: tools-compose
+tools-compose: $(COMPOSE)/.installed ## Fetch Docker Compose from Debian's archive, 60 MB unpacked, for the tests of deploy/compose that are skipped without
+
+$(COMPOSE)/.installed:
+	@rm -rf $(COMPOSE) && mkdir -p $(COMPOSE)/lists/partial $(COMPOSE)/cache
+	@echo "deb $$(apt-get indextargets --format '$$(REPO_URI)' | head -n 1) trixie main" > $(COMPOSE)/sources.list
+	@cd $(COMPOSE) && $(APT) $(LISTS) update && $(APT) $(LISTS) download docker-compose
+	@dpkg -x $(COMPOSE)/docker-compose_*.deb $(COMPOSE)
+	@rm -r $(COMPOSE)/lists $(COMPOSE)/cache $(COMPOSE)/*.deb
+	@touch $@
+
 .PHONY: chaos
 chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50), what runs a batch of 50000 lines (CHAOS_LINES=50000) 20 times (CHAOS_BATCH_KILLS=20), what runs refinements and worlds 100 times (CHAOS_PIPELINE_KILLS=100), a trainer 10 times (CHAOS_TRAINING_KILLS=10), and break links between machines in 5 rounds (CHAOS_LINK_ROUNDS=5)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \

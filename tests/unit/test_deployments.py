@@ -1,5 +1,6 @@
 """The images of deploy/docker and what deploy/compose makes of them: settings, ports, probes and files are real."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from runtime.environment import setting_names
 from runtime.temporal import TemporalSettings
 from tests.support import compose
 from tests.support.commands import run
+from tests.support.debian_tools import TOOLS
 from tests.support.deployments import SETTINGS, dockerfile, ports, problems
 from tests.support.paths import ROOT
 
@@ -359,6 +361,18 @@ async def test_the_container_of_encryption_may_run_at_each_start(secrets: Path, 
     assert before.items() <= (await after_the_command()).items()
 
 
+def _docker_compose() -> Sequence[str]:
+    """Return the command. Skips the test without it."""
+    of_docker = (shutil.which("docker") or "docker", "compose")
+    with contextlib.suppress(OSError):
+        if not subprocess.run((*of_docker, "version"), capture_output=True, check=False).returncode:
+            return of_docker
+    unpacked = TOOLS / "compose" / "usr" / "libexec" / "docker" / "cli-plugins" / "docker-compose"
+    if not unpacked.exists():
+        pytest.skip("Docker Compose is not there: make tools-compose")
+    return (str(unpacked),)
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -368,15 +382,13 @@ async def test_the_container_of_encryption_may_run_at_each_start(secrets: Path, 
     ],
     ids=len,
 )
-def test_docker_takes_the_files(files: list[str], tmp_path: Path) -> None:
-    docker = program("docker")
-    if subprocess.run((docker, "compose", "version"), capture_output=True, check=False).returncode:
-        pytest.skip("docker has no compose")
+def test_docker_compose_takes_the_files(files: list[str], tmp_path: Path) -> None:
+    docker_compose = _docker_compose()
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "__pycache__"))
     folder = tmp_path / "deploy" / "compose"
     create_secrets(folder / "secrets")
     model = {"GATEWAY_MODELS": "[]", "GPU_WORKER_MODEL": "m", "GPU_WORKER_MODEL_PATH": "m"}
-    command = (docker, "compose", *(word for file in files for word in ("-f", file)), "config", "--quiet")
+    command = (*docker_compose, *(word for file in files for word in ("-f", file)), "config", "--quiet")
     subprocess.run(command, check=True, cwd=folder, env={**os.environ, **model})
 
 
