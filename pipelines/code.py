@@ -32,20 +32,32 @@ class Outcome(NamedTuple):
     """Why the result is not whole."""
 
 
-def require_code(run: internal_pb2.PipelineRun, cancellation: Cancellation) -> None:
-    """Raise RuntimeError where the pipeline is not installed here, and may be elsewhere. The workflow task fails then.
+def has_code(run: internal_pb2.PipelineRun, cancellation: Cancellation) -> bool:
+    """Return whether the code of a pipeline runs. False: a gateway that does not have it gives it up, or has done so.
 
-    While an operator rolls it out, some gateways have it before others. One that gives it up says so in the history,
-    because what was begun otherwise was begun by a gateway that has it. A cancelled one needs no code any more.
+    Raises RuntimeError where the pipeline is not installed here, and may be elsewhere: while an operator rolls it out,
+    some gateways have it before others. The workflow task fails then. A cancelled pipeline needs no code any more.
     """
     name = name_of(with_defaults(run.pipeline, run.options.defaults))
-    if name in REGISTERED:
-        return
-    cancellation.note_asked()
-    young = workflow.now() - workflow.info().workflow_start_time < _ROLL_OUT
-    waits = young and cancellation.error is None and not workflow.unsafe.is_replaying()
-    if waits or not workflow.patched(names.PATCH_GIVES_UP):
+    is_here = name in REGISTERED
+    if workflow.unsafe.is_replaying():
+        # This tells what was decided then, and records nothing.
+        given_up = workflow.patched(names.PATCH_GIVES_UP)
+    else:
+        young = workflow.now() - workflow.info().workflow_start_time < _ROLL_OUT
+        waits = is_here or (young and not cancellation.is_asked)
+        given_up = not waits and workflow.patched(names.PATCH_GIVES_UP)
+    if given_up:
+        cancellation.note_asked()
+    elif not is_here:
         raise RuntimeError(f"no pipeline is named {name!r} here: another gateway has to run it")
+    return not given_up
+
+
+async def give_up(run: internal_pb2.PipelineRun) -> Outcome:
+    """Take the place of code that no gateway has. Raises StepFailed."""
+    name = name_of(with_defaults(run.pipeline, run.options.defaults))
+    raise StepFailed("", failure(UNKNOWN_PIPELINE, f"no pipeline is named {name!r} here", code_pb2.NOT_FOUND))
 
 
 async def run_code(execution: Execution, run: internal_pb2.PipelineRun) -> Outcome:
@@ -64,11 +76,9 @@ async def run_code(execution: Execution, run: internal_pb2.PipelineRun) -> Outco
 
 
 def _code(run: internal_pb2.PipelineRun) -> tuple[Registered, Message]:
-    """Return what is registered, and the input. Raises StepFailed."""
+    """Return what is registered, and the input."""
     request = with_defaults(run.pipeline, run.options.defaults)
-    if (found := REGISTERED.get(name_of(request))) is None:
-        error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
-        raise StepFailed("", error)
+    found = REGISTERED[name_of(request)]
     spec = found.spec()
     if request.WhichOneof("spec") != "custom":
         spec.CopyFrom(getattr(request, found.name))

@@ -38,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, contained, described, places, quietly, status_of
 
-from pipelines.code import Outcome, require_code, run_code
+from pipelines.code import Outcome, give_up, has_code, run_code
 from pipelines.execution import Execution
 from pipelines.metrics import record_end
 from pipelines.nested import tell_questions, tell_reason
@@ -81,6 +81,8 @@ class LLMPipelineWorkflow:
             self._status.root.start_time.FromDatetime(info.workflow_start_time)
         self._status.trace_id = trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, ""))
         self._cancellation = Cancellation()
+        self._has_code = True
+        """Whether the code runs. False: no gateway has it."""
         self._result: pipeline_pb2.PipelineResult | None = None
         self._error: status_pb2.Status | None = None
         self._out_of_time = False
@@ -93,7 +95,7 @@ class LLMPipelineWorkflow:
     @one_input
     async def run(self, run: internal_pb2.PipelineRun | None = None) -> pipeline_pb2.PipelineResult:
         """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
-        require_code(self._run, self._cancellation)
+        self._has_code = has_code(self._run, self._cancellation)
         publishing = asyncio.create_task(publish_tree(self._execution.tree, self._status, lambda: self._ended))
         window = asyncio.create_task(self._wait_for_end())
         telling = asyncio.create_task(tell_questions(self._execution, lambda: self._ended))
@@ -176,7 +178,8 @@ class LLMPipelineWorkflow:
 
     async def _run_program(self) -> "llm_pb2.JobState.ValueType":
         """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
-        program = asyncio.create_task(contained(run_code(self._execution, self._run)))
+        work = run_code(self._execution, self._run) if self._has_code else give_up(self._run)
+        program = asyncio.create_task(contained(work))
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None
         )

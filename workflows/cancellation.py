@@ -33,6 +33,11 @@ class Cancellation:
             self.error = errors.Cancelled(reason or "cancelled on request")
             self.noted_at = workflow.now()
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the workflow was asked to stop, be it noted or not."""
+        return self.error is not None or _asked()
+
     def note_asked(self) -> None:
         """Note a cancel from Temporal that has come before the workflow waits for something."""
         if _asked():

@@ -64,20 +64,25 @@ class DeliveryReader:
     async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
         """Return the state of a job's deliveries; `job` is None when the job's own record is gone.
 
-        Raises ApiError NOT_FOUND, and UNAVAILABLE for open work that does not answer; RPCError when Temporal is
-        unavailable, PayloadError for a job whose keys were deleted, and KeysUnavailable.
+        Raises ApiError NOT_FOUND, and UNAVAILABLE for work that does not answer; RPCError when Temporal is unavailable,
+        PayloadError for a job whose keys were deleted, and KeysUnavailable.
         """
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
             return later
         if job is None:
             raise not_found(workflow_id)
-        state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
+        # While it is open, its present task may fail, or its first one may not be done.
+        silent = job.status == WorkflowExecutionStatus.RUNNING
+        try:
+            state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
+        except WorkflowQueryFailedError as error:
+            _log.warning("%s does not report the state of its deliveries: %s", job.id, error)
+            state, silent = None, True
         if state is None:
             # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
             await job.memo_value(names.MEMO_DIGEST, None)
-            if job.status == WorkflowExecutionStatus.RUNNING:
-                # Its present task fails, or its first one is not done.
+            if silent:
                 raise no_answer("work")
             raise not_found(workflow_id)
         return Standing(state, delivery_workflow_id(workflow_id), open=False)
@@ -106,11 +111,15 @@ class DeliveryReader:
             raise
         if execution.workflow_type != names.DELIVERY_WORKFLOW_TYPE:
             return None
-        state = await self._ask(execution)
+        try:
+            state = await self._ask(execution)
+        except WorkflowQueryFailedError as error:
+            _log.warning("%s does not report the state of its deliveries: %s", execution.id, error)
+            return None
         return state and Standing(state, id_, open=execution.status == WorkflowExecutionStatus.RUNNING)
 
     async def _ask(self, execution: WorkflowExecution) -> internal_pb2.DeliveryState | None:
-        """Return the state that the workflow reports, None when it cannot answer."""
+        """Return the state that the workflow reports, None when it has none. Raises WorkflowQueryFailedError."""
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
             if execution.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
@@ -122,7 +131,4 @@ class DeliveryReader:
             if error.status in _NO_ANSWER:
                 return None
             raise
-        except WorkflowQueryFailedError as error:
-            _log.warning("%s does not report the state of its deliveries: %s", execution.id, error)
-            return None
         return state

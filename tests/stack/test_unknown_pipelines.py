@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
+from google.rpc import code_pb2
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import HandleQueryInput, Interceptor, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
 import pipelines.code
 from jobs import names
 from jobs.pipelines import UNKNOWN_PIPELINE
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import ApiError
 from services.gateway.told import Telling
 from tests.support.files import until
 from tests.support.replays import PIPELINE_ACTIVITIES, Job, has, reader_of, replay, start_pipeline, worker
+from workflows.llm_delivery import LLMDeliveryWorkflow
 
 
 async def test_a_pipeline_that_no_gateway_has_ends(temporal: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +43,56 @@ async def test_a_pipeline_that_no_gateway_has_ends(temporal: Client, monkeypatch
         look = await reader_of(temporal).look(await handle.describe())
     assert look.answered
     assert look.record.status.state == llm_pb2.JOB_STATE_FAILED
+    await replay(handle, LLMPipelineWorkflow)
+
+
+def waiting_delivery() -> internal_pb2.JobOptions:
+    """Return how a pipeline notifies a notifier that does not run: it holds for some seconds, and closes."""
+    delivery = internal_pb2.JobOptions(notify_task_queue=f"nobody-{uuid.uuid4().hex}")
+    delivery.notify_hold.FromTimedelta(timedelta(seconds=8))
+    delivery.notify_retry.within.FromTimedelta(timedelta(hours=1))
+    delivery.notify_retry.initial_interval.FromTimedelta(timedelta(seconds=1))
+    delivery.notify_retry.maximum_interval.FromTimedelta(timedelta(seconds=1))
+    delivery.notify_retry.backoff_coefficient = 1
+    delivery.notify_retry.maximum_attempts = 100
+    return delivery
+
+
+def install(name: str) -> None:
+    """Register a pipeline as late as the test says."""
+
+    @pipeline(name, BoolValue, BoolValue)
+    async def program(llm: Pipeline, _: BoolValue) -> BoolValue:
+        await llm.generate("first", model="docstrings", prompt="x")
+        return BoolValue(value=True)
+
+
+@pytest.mark.parametrize("notifies", [True, False])
+async def test_a_pipeline_that_was_given_up_ends_where_it_is_installed_later(
+    temporal: Client, monkeypatch: pytest.MonkeyPatch, *, notifies: bool
+) -> None:
+    """It could not be replayed there: while it notified it stayed open for ever, and later nobody could read it."""
+    monkeypatch.setattr(pipelines.code, "_ROLL_OUT", timedelta(seconds=3))
+    queue, name = f"unknown-{uuid.uuid4().hex}", f"late-{uuid.uuid4().hex}"
+    delivery = waiting_delivery() if notifies else None
+    handle = await start_pipeline(temporal, queue, name, BoolValue(), delivery)
+    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
+    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
+        if notifies:
+            await until(lambda: has(handle, "activity_task_scheduled_event_attributes"))
+            assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
+        else:
+            with pytest.raises(WorkflowFailureError):
+                await handle.result()
+    install(name)
+    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
+        with pytest.raises(WorkflowFailureError) as failed:
+            await handle.result()
+        look = await reader_of(temporal).look(await handle.describe())
+        await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.type == UNKNOWN_PIPELINE
+    assert look.answered
     await replay(handle, LLMPipelineWorkflow)
 
 
@@ -77,7 +130,7 @@ async def test_an_ended_pipeline_is_read_at_a_gateway_that_has_it(temporal: Clie
     """Temporal gives the query to any gateway. Where one did not have the pipeline, it was read without steps."""
     queue = f"unknown-{uuid.uuid4().hex}"
     handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
-    workflows = [LLMPipelineWorkflow, Job]
+    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
     async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
         await handle.result()
     async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
@@ -87,6 +140,19 @@ async def test_an_ended_pipeline_is_read_at_a_gateway_that_has_it(temporal: Clie
     async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
         standing = await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
     assert not standing.open
+
+
+async def test_deliveries_of_an_ended_pipeline_that_no_gateway_has_are_unavailable(temporal: Client) -> None:
+    """They were NOT_FOUND, as if the pipeline were not there."""
+    queue = f"unknown-{uuid.uuid4().hex}"
+    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
+    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
+    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
+        await handle.result()
+    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(99)]):
+        with pytest.raises(ApiError) as refused:
+            await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+    assert refused.value.status.code == code_pb2.UNAVAILABLE
 
 
 @pytest.mark.parametrize("by_signal", [True, False])
