@@ -17,12 +17,13 @@ from encryption.cipher import KEY_BYTES, Ciphers, DataKey, KeyId
 from encryption.errors import KeyDeleted, KeysUnavailable
 from encryption.key_store import KeyStore, Slot, WrappedKey
 from encryption.key_wrapper import KeyWrapper
-from encryption.keyring import Keyring
 
 RECHECK: Final = timedelta(seconds=5)
 """Interval at which a key in memory is looked up in the store, and the longest use of a deleted key."""
 _PATIENCE: Final = timedelta(seconds=2)
 """Maximum wait for one look-up. It goes on in the background."""
+_GLANCE: Final = timedelta(seconds=1)
+"""Maximum wait for a look at the store that nobody's work waits for."""
 _PAUSE: Final = timedelta(seconds=1)
 """Pause after a look-up that failed."""
 _RECENT: Final = timedelta(minutes=1)
@@ -75,36 +76,52 @@ class DataKeys:
         self._cached: dict[Slot, _Cached] = {}
         self._look_ups: dict[Slot, _LookUp] = {}
         self._failures: dict[Slot, _Failure] = {}
+        self._lacking: _Failure | None = None
+        """The last key that was asked for and that the store does not have."""
+        self._glance: asyncio.Task[str | None] | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "key-store")
 
     @property
     def problem(self) -> str | None:
         """Why a key was unavailable within the last minute, by the latest failure. None if none was."""
-        failures = self._failed_lately(_RECENT).values()
+        failures = [*self._failed_lately(_RECENT).values()]
+        if self._lacking is not None and self._lacking.at > time.monotonic() - _RECENT.total_seconds():
+            failures.append(self._lacking)
         return str(max(failures, key=lambda failure: failure.at).error) if failures else None
 
     async def present_problem(self) -> str | None:
-        """Return `problem`, or why a service that started now could not have the keys that this one has in memory.
+        """Return `problem`, or why a service that started now could not have the keys. Takes a second at most.
 
-        A key service, which is paid by the call, is not asked.
+        Makes no key, and takes none into memory. A key service, which is paid by the call, is not asked.
         """
-        if self.problem is None and isinstance(self._wrapper, Keyring) and self._cached:
-            slot, cached = max(self._cached.items(), key=lambda item: item[1].checked_at)
-            try:
-                # It may have been wrapped again. Whoever uses the key says where the store has another one.
-                stored = await self._in_thread(self._store.read, slot)
-                if stored is not None and stored.name == cached.stored.name:
-                    await self._wrapper.unwrap(stored.wrapped, str(cached.key.key_id))
-            except KeysUnavailable as error:
-                return str(error)
-        return self.problem
+        if self.problem is not None:
+            return self.problem
+        # One look at a time: a network file system may hang.
+        if self._glance is None or self._glance.done():
+            self._glance = asyncio.create_task(self._glanced())
+        await asyncio.wait([self._glance], timeout=_GLANCE.total_seconds())
+        return self._glance.result() if self._glance.done() else "the key store does not answer"
 
-    async def is_new(self) -> bool:
-        """Return whether the store has no key. Raises KeysUnavailable."""
+    async def _glanced(self) -> str | None:
         try:
-            return not await self._in_thread(self._store.slots)
+            if self._cached:
+                slot, cached = max(self._cached.items(), key=lambda item: item[1].checked_at)
+                stored = await self._in_thread(self._store.read, slot)
+                if loss := await self._loss(cached, stored):
+                    return loss
+            else:
+                slots = await self._in_thread(self._store.slots)
+                if not slots:
+                    return None
+                slot = max(slots, key=lambda slot: (slot.encrypts, slot.name))
+                stored = await self._in_thread(self._store.read, slot)
+            if stored is not None and not self._wrapper.is_paid:
+                await self._wrapper.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+        except KeysUnavailable as error:
+            return str(error)
         except OSError as error:
-            raise KeysUnavailable(f"the key store cannot be read: {error}") from error
+            return f"the key store cannot be read: {error}"
+        return None
 
     async def lacks(self, key_id: KeyId) -> bool:
         """Return whether the store neither has the key nor knows that it was deleted. Raises KeysUnavailable."""
@@ -142,7 +159,9 @@ class DataKeys:
             return key
         if await self._in_thread(self._store.is_deleted, key_id):
             raise KeyDeleted(f"the data key {key_id} was deleted")
-        raise KeysUnavailable(f"the data key {key_id} is not in the key store")
+        lacking = KeysUnavailable(f"the data key {key_id} is not in the key store")
+        self._lacking = _Failure(time.monotonic(), lacking)
+        raise lacking
 
     async def search_key(self, tenant: str, *, create: bool) -> DataKey | None:
         """Return the tenant's key of search attributes; None when there is none and `create` is False.
@@ -211,11 +230,11 @@ class DataKeys:
     async def _read(self, slot: Slot, *, create: bool) -> DataKey | None:
         cached = self._cached.get(slot)
         stored = await self._in_thread(self._store.read, slot)
+        if cached is not None and (loss := await self._loss(cached, stored)):
+            cached.lost = True
+            raise KeysUnavailable(loss)
         if cached is not None and (stored is None or stored.name != cached.stored.name):
-            if not await self._in_thread(self._store.is_deleted, cached.key.key_id):
-                cached.lost = True
-                found = "" if stored is None else f", which has {stored.name}: another one is mounted"
-                raise KeysUnavailable(f"the data key {cached.key.key_id} is not in the key store any more{found}")
+            # It was deleted.
             del self._cached[slot]
             cached = None
         if stored is None and create:
@@ -234,6 +253,15 @@ class DataKeys:
             key = DataKey(key_id, secret, self._ciphers)
         self._cached[slot] = _Cached(key, stored, time.monotonic())
         return key
+
+    async def _loss(self, cached: _Cached, stored: WrappedKey | None) -> str:
+        """Return how the store has lost a key that is in memory. Empty if it has the key, or the key was deleted."""
+        if stored is not None and stored.name == cached.stored.name:
+            return ""
+        if await self._in_thread(self._store.is_deleted, cached.key.key_id):
+            return ""
+        found = "" if stored is None else f", which has {stored.name}: another one is mounted"
+        return f"the data key {cached.key.key_id} is not in the key store any more{found}"
 
     def _fresh(self, slot: Slot) -> DataKey | None:
         cached = self._cached.get(slot)

@@ -67,6 +67,10 @@ class _Damaged(KeysUnavailable):
     """A file of the store holds no key."""
 
 
+def _damaged(path: Path) -> _Damaged:
+    return _Damaged(f"{path} of the key store is damaged: restore it, or remove it if it is lost")
+
+
 class KeyStore:
     """A folder of wrapped keys. All methods block on the file system."""
 
@@ -74,12 +78,14 @@ class KeyStore:
         self._folder = folder
 
     def create(self) -> None:
-        """Make the folder a key store. A folder that is one stays as it is. Raises NoKeyStore, OSError."""
-        if self._folder.exists() and not self._folder.is_dir():
-            raise NoKeyStore(f"ENCRYPTION_KEY_STORE: {self._folder} is no folder")
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (self._folder / _MARK).exists():
-            durable_file.replace(self._folder / _MARK, "")
+        """Make the folder a key store. A folder that is one stays as it is. Raises NoKeyStore."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (self._folder / _MARK).exists():
+                durable_file.replace(self._folder / _MARK, "")
+        except OSError as error:
+            message = f"ENCRYPTION_KEY_STORE: {self._folder} cannot become a key store: {error.strerror}"
+            raise NoKeyStore(message) from error
 
     def check(self) -> None:
         """Raise NoKeyStore when the folder is no key store, or cannot be read."""
@@ -111,7 +117,7 @@ class KeyStore:
         try:
             return WrappedKey.model_validate_json(text)
         except ValidationError as error:
-            raise _Damaged(f"{self._path(slot)} of the key store is damaged") from error
+            raise _damaged(self._path(slot)) from error
 
     def is_deleted(self, key_id: KeyId) -> bool:
         """Return whether the key was deleted. Raises KeysUnavailable like read()."""
@@ -201,9 +207,10 @@ class KeyStore:
         folder = self._folder_of(key_id.tenant)
         folder.mkdir(mode=0o700, exist_ok=True)
         with durable_file.locked(folder):
-            stored = self._stored(Slot.of_month(key_id.tenant, key_id.month))
-            if stored is not None and stored.name == key_id.name:
-                raise KeysUnavailable(f"the data key {key_id} is in the key store")
+            for slot in self._slots_of(key_id.tenant):
+                stored = self._stored(slot)
+                if stored is not None and stored.name == key_id.name:
+                    raise KeysUnavailable(f"the data key {key_id} is in the key store")
             self._record_deleted(folder, [key_id.name])
 
     def _record_deleted(self, folder: Path, names: Sequence[str]) -> None:
@@ -229,7 +236,9 @@ class KeyStore:
         except FileNotFoundError:
             self.check()
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise _damaged(path) from error
+        except OSError as error:
             raise KeysUnavailable(f"the key store cannot be read: {error}") from error
 
     def _folder_of(self, tenant: str) -> Path:

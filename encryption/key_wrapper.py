@@ -6,6 +6,11 @@ from typing import Protocol
 class KeyWrapper(Protocol):
     """Wraps data keys with a key-encryption key, which never leaves it."""
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether each call is paid for."""
+        ...
+
     async def wrap(self, secret: bytes, context: str) -> str:
         """Return the secret wrapped with the current key-encryption key, whose id the result holds.
 

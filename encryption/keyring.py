@@ -41,6 +41,8 @@ def with_new_key(keys: Mapping[str, str]) -> tuple[str, str]:
 class Keyring:
     """A KeyWrapper by a file."""
 
+    is_paid = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
 

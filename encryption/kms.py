@@ -25,6 +25,8 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 class Kms:
     """A KeyWrapper by a key of KMS."""
 
+    is_paid = True
+
     def __init__(self, key: str, url: str | None = None) -> None:
         """`key` is the key's ARN, which names its region; `url` is the service's, by default the region's own."""
         self._key = key

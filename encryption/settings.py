@@ -135,23 +135,31 @@ class Encryption:
                     raise
             await asyncio.sleep(_RETRY.total_seconds())
 
-    async def wait_for_keys(self, *, create: bool = True) -> None:
-        """Wait until there is a key to encrypt with. A worker without one would fail each task that it takes.
+    async def wait_for_store(self) -> None:
+        """Wait while the keys of the store cannot be used. Makes none: the store may be another one."""
+        waiting = False
+        while self.write and (problem := await self.keys.present_problem()):
+            waiting = _tell(problem, waiting=waiting)
+            await asyncio.sleep(_RETRY.total_seconds())
 
-        Without `create` it does not wait for the first key of a new store.
-        """
+    async def wait_for_keys(self) -> None:
+        """Wait until there is a key to encrypt with. A worker without one would fail each task that it takes."""
         waiting = False
         while self.write:
             try:
-                if create or not await self.keys.is_new():
-                    await self.keys.current("")
+                await self.keys.current("")
             except KeysUnavailable as error:
-                if not waiting:
-                    _log.warning("waits for data keys: %s", error)
-                waiting = True
+                waiting = _tell(error, waiting=waiting)
                 await asyncio.sleep(_RETRY.total_seconds())
             else:
                 return
+
+
+def _tell(problem: object, *, waiting: bool) -> bool:
+    """Log why keys are waited for, once; return True."""
+    if not waiting:
+        _log.warning("waits for data keys: %s", problem)
+    return True
 
 
 def open_encryption(

@@ -2,21 +2,30 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
+from temporalio.api.common.v1 import Payload
 from temporalio.api.workflowservice.v1 import ListWorkflowExecutionsRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption, KeysUnavailable, Unreadable
+from encryption.cipher import KeyId
 from payload_converter.encryption import key_of
 from runtime.health import CHECK_TIMEOUT, Readiness
 
 _RETRY: Final = timedelta(seconds=1)
 _JOBS: Final = "WorkflowType = 'LLMJobWorkflow'"
 _NO_KEYS: Final = "are missing: the newest job is encrypted, and this service has no keys; set ENCRYPTION_KEY_STORE"
-_OTHER_STORE: Final = "are those of another key store: ENCRYPTION_KEY_STORE does not have {}, the key of the newest job"
+_OTHER_STORE: Final = "are those of another key store: ENCRYPTION_KEY_STORE does not have {}, the key of a new job"
+_NEWEST: Final = 100
+"""Number of the newest jobs whose keys a service has to have. It begins to encrypt for their tenants, too."""
+_SILENCE: Final = timedelta(seconds=30)
+"""Time for which Temporal is asked for them again when it does not answer. It may never do: then nothing is known."""
+_NO_ANSWER: Final = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED)
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +42,7 @@ def want_keys(readiness: Readiness, encryption: Encryption | None) -> None:
 
 
 async def wait_for_shared_keys(client: Client, readiness: Readiness, encryption: Encryption | None) -> None:
-    """Wait while the newest job shows that other services have keys that this one has not.
+    """Wait while the newest jobs show that other services have keys that this one has not.
 
     It would fail each job that it takes, or encrypt with a key that the others do not have.
     """
@@ -51,16 +60,39 @@ async def wait_for_shared_keys(client: Client, readiness: Readiness, encryption:
 
 
 async def _lack_of_keys(client: Client, encryption: Encryption | None) -> str:
-    """Return why the service cannot have the keys of the suite's newest job. Empty where Temporal does not say."""
-    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=1)
+    """Return why the service cannot have the keys of the newest jobs. Empty where Temporal does not say."""
     try:
-        found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
-        payloads = [payload for one in found.executions for payload in one.memo.fields.values()]
-        keys = {key for payload in payloads if (key := key_of(payload)) is not None}
+        keys = await _newest_keys(client)
         if encryption is None:
             return _NO_KEYS if keys else ""
         lacking = [key for key in keys if await encryption.keys.lacks(key)]
-    except (RPCError, Unreadable, KeysUnavailable):
+    except (RPCError, KeysUnavailable):
         # What is wrong with a key store is said elsewhere.
         return ""
     return _OTHER_STORE.format(lacking[0]) if lacking else ""
+
+
+async def _newest_keys(client: Client) -> list[KeyId]:
+    """Return the keys of the newest jobs, the newest first. Raises RPCError."""
+    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=_JOBS, page_size=_NEWEST)
+    now = asyncio.get_running_loop().time
+    end = now() + _SILENCE.total_seconds()
+    while True:
+        try:
+            found = await client.workflow_service.list_workflow_executions(request, timeout=CHECK_TIMEOUT)
+        except RPCError as error:
+            if error.status not in _NO_ANSWER or now() > end:
+                raise
+            await asyncio.sleep(_RETRY.total_seconds())
+        else:
+            return [
+                *dict.fromkeys(_keys_of(payload for one in found.executions for payload in one.memo.fields.values()))
+            ]
+
+
+def _keys_of(payloads: Iterable[Payload]) -> Iterator[KeyId]:
+    for payload in payloads:
+        # A workflow that was started by hand may hold anything.
+        with suppress(Unreadable):
+            if (key := key_of(payload)) is not None:
+                yield key

@@ -122,7 +122,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         readiness.describe(version=settings.version.to_canonical_string())
     want_keys(readiness, encryption)
     if encryption is not None:
-        await encryption.wait_for_keys(create=False)
+        await encryption.wait_for_store()
     readiness.need("temporal", "does not answer", ready)
     namespace = _Namespace(connected)
     readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)

@@ -36,9 +36,8 @@ async def main() -> None:
         lost.add(0)
         authenticators, encryption = await open_authenticators(settings, readiness), open_encryption()
         want_keys(readiness, encryption)
-        waiting = [encryption.wait_for_keys()] if encryption is not None else []
         async with (
-            beside(keep_refreshing(authenticators), *waiting),
+            beside(keep_refreshing(authenticators)),
             recording(settings.audit, lost) as log,
             serving(
                 make_app(settings, duration, encryption, authenticators, log),

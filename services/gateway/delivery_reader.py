@@ -8,7 +8,13 @@ from collections.abc import MutableSequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
@@ -17,7 +23,7 @@ from jobs.ids import delivery_workflow_id, delivery_workflow_ids
 from llm_pb import internal_pb2, llm_pb2
 from runtime.shared_calls import SharedCalls
 from services.gateway.errors import not_found
-from services.gateway.own_work import no_answer, query_any
+from services.gateway.own_work import events_of_start, no_answer, query_any
 from services.gateway.runs import describe_twice
 from services.gateway.told import Telling
 
@@ -61,7 +67,7 @@ class DeliveryReader:
             del notifications[:]
             notifications.extend(map(notification, later.state.deliveries))
 
-    async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
+    async def standing(self, workflow_id: str, job: WorkflowExecutionDescription | None) -> Standing:
         """Return the state of a job's deliveries; `job` is None when the job's own record is gone.
 
         Raises ApiError NOT_FOUND, and UNAVAILABLE for work that does not answer; RPCError when Temporal is unavailable,
@@ -72,19 +78,19 @@ class DeliveryReader:
             return later
         if job is None:
             raise not_found(workflow_id)
-        # While it is open, its present task may fail, or its first one may not be done.
-        silent = job.status == WorkflowExecutionStatus.RUNNING
         try:
             state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
         except WorkflowQueryFailedError as error:
             _log.warning("%s does not report the state of its deliveries: %s", job.id, error)
-            state, silent = None, True
+            state = None
         if state is None:
             # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
             await job.memo_value(names.MEMO_DIGEST, None)
-            if silent:
-                raise no_answer("work")
-            raise not_found(workflow_id)
+            is_open = job.status == WorkflowExecutionStatus.RUNNING
+            if not is_open and await events_of_start(self._client, job):
+                # It was ended before its code ran.
+                raise not_found(workflow_id)
+            raise no_answer("work")
         return Standing(state, delivery_workflow_id(workflow_id), open=False)
 
     async def _later(self, workflow_id: str, run_id: str | None) -> Standing | None:

@@ -31,7 +31,7 @@ from encryption.settings import EncryptionSettings
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError, data_converter
 from payload_converter.encryption import EncryptingCodec, encrypting
-from runtime.health import Readiness
+from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal import connect
 from runtime.tenants import check_tenant
 from tests.support.commands import run
@@ -351,7 +351,8 @@ async def test_init_names_a_key_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
     settings = {"ENCRYPTION_KEY_STORE": str(tmp_path / "store"), "ENCRYPTION_KEYRING": str(tmp_path / "ring")}
     ended = await run(sys.executable, "-m", "encryption", "init", **settings)
-    assert (ended.status, ended.errors) == (1, f"ENCRYPTION_KEY_STORE: {tmp_path / 'store'} is no folder\n")
+    problem = f"ENCRYPTION_KEY_STORE: {tmp_path / 'store'} cannot become a key store: File exists\n"
+    assert (ended.status, ended.errors) == (1, problem)
     assert not (tmp_path / "ring").exists()
 
 
@@ -363,6 +364,9 @@ async def test_a_lost_key_is_recorded_as_deleted(keys: Keys) -> None:
     assert (there.status, "is in the key store" in there.errors) == (1, True)
     none = await run(sys.executable, "-m", "encryption", "lost", "20261301T000000Z-0", **keys.environment)
     assert (none.status, "no data key has the id" in none.errors) == (1, True)
+    search = (await keys.data_keys().search_key("", create=True)).key_id  # type: ignore[union-attr]
+    there = await run(sys.executable, "-m", "encryption", "lost", search.name, **keys.environment)
+    assert (there.status, "is in the key store" in there.errors) == (1, True)
     (keys.folder / "_" / key_id.month).unlink()
     assert await keys.data_keys().lacks(key_id)
     with pytest.raises(KeysUnavailable):
@@ -609,7 +613,7 @@ async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path:
     await encrypting(other.encryption()).encode([MARKER])
     keys.folder.rename(tmp_path / "away")
     other.folder.rename(keys.folder)
-    assert "not the one that wrapped" not in (await encryption.keys.present_problem() or ""), "the keyring is right"
+    assert "another one is mounted" in (await encryption.keys.present_problem() or ""), "the keyring is right"
     with pytest.raises(KeysUnavailable, match="another one is mounted"):
         await asyncio.wait_for(until_refused(converter), 60)
     assert await converter.decode(payloads) == [MARKER]
@@ -624,6 +628,57 @@ async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path:
 
     (again,) = await asyncio.wait_for(until_encrypted(), 60)
     assert again.metadata["encryption-key-id"] == payloads[0].metadata["encryption-key-id"]
+
+
+async def test_a_look_at_a_store_makes_no_key_and_takes_none(keys: Keys, tmp_path: Path) -> None:
+    """A service that starts with another store waits for the right one. A key of the other one would stay in memory."""
+    other = Keys(tmp_path / "other")
+    other.ring = keys.ring
+    await other.data_keys(lambda: datetime(2026, 1, 1, tzinfo=UTC)).current("acme")
+    before = {path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file()}
+    right = keys.folder.rename(tmp_path / "right")
+    keys.folder.symlink_to(other.folder)
+    encryption = keys.encryption(recheck=SOON)
+    await asyncio.wait_for(encryption.wait_for_store(), 60)
+    assert {path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file()} == before
+    keys.folder.unlink()
+    keys.folder.symlink_to(right)
+    await asyncio.wait_for(encryption.wait_for_keys(), 60)
+    assert await encryption.keys.present_problem() is None
+
+
+async def test_a_key_that_the_store_does_not_have_is_a_problem(keys: Keys, tmp_path: Path) -> None:
+    """Nobody deleted it. Only that tells of a service whose store is another one."""
+    payloads = await encrypting(Keys(tmp_path / "other").encryption()).encode([MARKER])
+    encryption = keys.encryption()
+    with pytest.raises(KeysUnavailable):
+        await encrypting(encryption).decode(payloads)
+    problem = await encryption.keys.present_problem()
+    assert payloads[0].metadata["encryption-key-id"].decode() in (problem or "")
+    assert "is not in the key store" in (problem or "")
+
+
+async def test_a_store_that_hangs_does_not_hang_who_looks_at_it(keys: Keys) -> None:
+    """/readyz looks, and a service whose keys are in memory goes on."""
+    encryption = keys.encryption()
+    await encrypting(encryption).encode([MARKER])
+    (path,) = (path for path in (keys.folder / "_").iterdir() if path.name[0] != ".")
+    text = path.read_text()
+    path.unlink()
+    os.mkfifo(path)
+    for _ in range(10):
+        problem = await asyncio.wait_for(encryption.keys.present_problem(), CHECK_TIMEOUT.total_seconds())
+        assert problem == "the key store does not answer"
+    assert await encrypting(encryption).encode([MARKER])
+    # The end of the pipe releases the thread that hangs, which would outlive the test.
+    pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    path.unlink()
+    path.write_text(text)
+    os.close(pipe)
+    async with asyncio.timeout(60):
+        while await encryption.keys.present_problem():
+            await encrypting(encryption).encode([MARKER])
+            await asyncio.sleep(0.1)
 
 
 async def test_a_patient_codec_waits_for_its_key(keys: Keys) -> None:
@@ -749,6 +804,14 @@ async def test_keys_that_are_added_at_once_are_all_kept(keys: Keys) -> None:
     """A data key that the second one's writer dropped would be unreadable for ever."""
     added = await asyncio.gather(*(command("turn", **keys.environment) for _ in range(6)))
     assert {line.split()[-1] for line in added} <= {*json.loads(keys.ring)["keys"]}
+
+
+async def test_a_key_file_that_is_no_text_is_deleted_with_the_others(keys: Keys) -> None:
+    await keys.data_keys().current("t")
+    (keys.folder / "t" / "2025-01").write_bytes(b"\xff\xfe")
+    ended = await run(sys.executable, "-m", "encryption", "rewrap", **keys.environment)
+    assert (ended.status, "t/2025-01 of the key store is damaged" in ended.errors) == (1, True)
+    assert "deleted: 2" in await command("delete-tenant", "t", **keys.environment)
 
 
 async def test_a_turn_needs_no_key_store(keys: Keys, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Their users and requests have the same names.
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from payload_converter import PayloadError, data_converter
 from payload_converter.encryption import EncryptingCodec, encrypted_for
 from runtime.scopes import SCOPES
 from tests.stack.test_encryption import LONG, feed_records, history_of, holds, restart, running, status_of
+from tests.stack.test_readiness import ask_until
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.encryption import Keys
 from tests.support.files import download, new_file, refusal, upload
@@ -276,6 +278,25 @@ async def test_a_user_whose_jobs_cannot_be_told_now_is_asked_to_call_again(insta
             else:
                 break
     assert answer.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_service_waits_for_the_keys_of_all_tenants(installed: Installed, tmp_path: Path) -> None:
+    """A copy of the store lacks what came later. Another tenant's newer job let the service go, and it made a key."""
+    stack, keys, tenants = installed
+    for name in ("acme", "globex"):
+        await run_job(tenants[name].stub, new_job(params={"max_tokens": 2}))
+    copy = tmp_path / "copy"
+    shutil.copytree(keys.folder, copy)
+    shutil.rmtree(copy / "acme")
+    process = stack.add("gpu-worker", {"ENCRYPTION_KEY_STORE": str(copy)})
+    await process.start()
+    try:
+        answer = await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
+        assert "of tenant 'acme'" in answer.body["missing"]["keys"]
+        shutil.copytree(keys.folder / "acme", copy / "acme")
+        await process.wait_ready()
+    finally:
+        await process.terminate()
 
 
 async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installed) -> None:

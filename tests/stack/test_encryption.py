@@ -272,37 +272,69 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpu-worker", "gateway"])
-@pytest.mark.parametrize("lacks", ["settings", "store", "key"])
-async def test_a_service_that_cannot_have_the_keys_is_not_ready_and_takes_no_job(
-    encrypted: "Encrypted", tmp_path: Path, kind: str, lacks: str
+async def test_a_service_without_keys_beside_others_is_not_ready_and_takes_no_job(
+    encrypted: "Encrypted", kind: str
 ) -> None:
-    """It would fail each job that it takes, or encrypt with a key that nobody else has."""
-    stack, stub, keys = encrypted
+    """It would fail each job that it takes."""
+    stack, stub, _ = encrypted
     await run_job(stub, new_job(params={"max_tokens": 2}))
     process = stack.add(kind)
-    says = "set ENCRYPTION_KEY_STORE"
-    if lacks == "settings":
-        for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
-            del process.environment[name]
-    else:
-        says = "those of another key store"
-        store = KeyStore(tmp_path / "other")
-        store.create()
-        if lacks == "key":
-            # It has a key of its own for the month.
-            await DataKeys(store, keys.keyring).current("")
-        process.environment["ENCRYPTION_KEY_STORE"] = str(tmp_path / "other")
+    for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
+        del process.environment[name]
     await process.start()
     try:
-        answer = await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
-        assert says in answer.body["missing"]["keys"]
-        seen = await asyncio.gather(*(run_job(stub, new_job(params={"max_tokens": 2})) for _ in range(20)))
-        assert {one.states[-1] for one in seen} == {"SUCCEEDED"}
-        assert {one.final.result.metadata.attempts for one in seen} == {1}
-        if lacks == "key":
-            # Where the other store is lost for good.
-            store.give_up((await keys.data_keys().current("")).key_id)
-            await process.wait_ready()
+        await takes_no_job(stack, stub, process.name, "set ENCRYPTION_KEY_STORE")
+    finally:
+        await process.terminate()
+
+
+async def takes_no_job(stack: Stack, stub: LlmServiceStub, name: str, says: str) -> None:
+    """Check that a process is not ready and says why, and that others do what is submitted."""
+    answer = await ask_until(stack, name, lambda answer: "keys" in answer.body["missing"])
+    assert says in answer.body["missing"]["keys"]
+    seen = await asyncio.gather(*(run_job(stub, new_job(params={"max_tokens": 2})) for _ in range(20)))
+    assert {one.states[-1] for one in seen} == {"SUCCEEDED"}
+    assert {one.final.result.metadata.attempts for one in seen} == {1}
+
+
+@pytest.mark.parametrize("kind", ["gpu-worker", "gateway", "notifier"])
+@pytest.mark.parametrize("has", ["nothing", "a key of the month", "a key of another tenant"])
+async def test_a_service_waits_for_the_key_store_of_the_others(
+    encrypted: "Encrypted", tmp_path: Path, kind: str, has: str
+) -> None:
+    """It would fail each job that it takes, or encrypt with a key that nobody else has. It makes no key meanwhile."""
+    stack, stub, keys = encrypted
+    await run_job(stub, new_job(params={"max_tokens": 2}))
+    store = KeyStore(tmp_path / "other")
+    store.create()
+    if has != "nothing":
+        await DataKeys(store, keys.keyring).current("" if has == "a key of the month" else "acme")
+    before = store.slots()
+    mounted = tmp_path / "mounted"
+    mounted.symlink_to(tmp_path / "other")
+    process = stack.add(kind, {"ENCRYPTION_KEY_STORE": str(mounted)})
+    await process.start()
+    try:
+        await takes_no_job(stack, stub, process.name, "those of another key store")
+        assert store.slots() == before
+        mounted.unlink()
+        mounted.symlink_to(keys.folder)
+        await process.wait_ready()
+    finally:
+        await process.terminate()
+
+
+async def test_a_service_begins_once_a_lost_key_is_recorded(encrypted: "Encrypted", tmp_path: Path) -> None:
+    stack, stub, keys = encrypted
+    await run_job(stub, new_job(params={"max_tokens": 2}))
+    store = KeyStore(tmp_path / "other")
+    store.create()
+    process = stack.add("notifier", {"ENCRYPTION_KEY_STORE": str(tmp_path / "other")})
+    await process.start()
+    try:
+        await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
+        store.give_up((await keys.data_keys().current("")).key_id)
+        await process.wait_ready()
     finally:
         await process.terminate()
 

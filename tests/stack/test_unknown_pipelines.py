@@ -10,6 +10,7 @@ from google.rpc import code_pb2
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import HandleQueryInput, Interceptor, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
 import pipelines.code
@@ -152,6 +153,25 @@ async def test_deliveries_of_an_ended_pipeline_that_no_gateway_has_are_unavailab
     async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(99)]):
         with pytest.raises(ApiError) as refused:
             await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+    assert refused.value.status.code == code_pb2.UNAVAILABLE
+
+
+async def test_deliveries_of_an_ended_pipeline_are_unavailable_while_no_gateway_runs(temporal: Client) -> None:
+    queue = f"unknown-{uuid.uuid4().hex}"
+    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
+    async with worker(temporal, queue, [LLMPipelineWorkflow, Job], PIPELINE_ACTIVITIES):
+        await handle.result()
+
+    async def knows_of_no_gateway() -> bool:
+        try:
+            await handle.query(names.QUERY_GET_DELIVERIES, rpc_timeout=timedelta(seconds=2))
+        except RPCError as error:
+            return error.status == RPCStatusCode.FAILED_PRECONDITION
+        return False
+
+    await until(knows_of_no_gateway)
+    with pytest.raises(ApiError) as refused:
+        await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
     assert refused.value.status.code == code_pb2.UNAVAILABLE
 
 
