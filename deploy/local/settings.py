@@ -65,7 +65,7 @@ class StackSettings(BaseSettings):
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""
     stop_grace: Annotated[float, Field(ge=0)] = 25
-    """Time in seconds between SIGTERM and SIGKILL. 0: SIGKILL follows at once. A gateway needs up to twice its grace."""
+    """Time in seconds between SIGTERM and SIGKILL, at least twice that of a gateway. 0: SIGKILL follows at once."""
 
     @classmethod
     def with_free_ports(cls, **values: Any) -> Self:

@@ -34,7 +34,8 @@ async def watch_on(
         seen.add(message)
         if left is not None and (left := left - 1) == 0:
             call.cancel()
-            break
+            # The first message of a stream may have the final status and text. Then it is not the last one.
+            return message.status.state in FINAL_STATES and not message.delta.text
     return bool(seen.messages) and seen.final.status.state in FINAL_STATES
 
 
