@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
 from encryption.cipher import KEY_BYTES, Ciphers, DataKey, KeyId
-from encryption.errors import KeyDeleted, KeysUnavailable
+from encryption.errors import DamagedKey, KeyDeleted, KeysUnavailable
 from encryption.key_store import KeyStore, Slot, WrappedKey
 from encryption.key_wrapper import KeyWrapper
 
@@ -76,8 +76,10 @@ class DataKeys:
         self._cached: dict[Slot, _Cached] = {}
         self._look_ups: dict[Slot, _LookUp] = {}
         self._failures: dict[Slot, _Failure] = {}
-        self._lacking: _Failure | None = None
+        self._lacking: tuple[KeyId, _Failure] | None = None
         """The last key that was asked for and that the store does not have."""
+        self._mark: str | None = None
+        """The mark of the store of which the first key was taken."""
         self._glance: asyncio.Task[str | None] | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "key-store")
 
@@ -85,8 +87,8 @@ class DataKeys:
     def problem(self) -> str | None:
         """Why a key was unavailable within the last minute, by the latest failure. None if none was."""
         failures = [*self._failed_lately(_RECENT).values()]
-        if self._lacking is not None and self._lacking.at > time.monotonic() - _RECENT.total_seconds():
-            failures.append(self._lacking)
+        if self._lacking is not None and self._lacking[1].at > time.monotonic() - _RECENT.total_seconds():
+            failures.append(self._lacking[1])
         return str(max(failures, key=lambda failure: failure.at).error) if failures else None
 
     async def present_problem(self) -> str | None:
@@ -94,16 +96,15 @@ class DataKeys:
 
         Makes no key, and takes none into memory. A key service, which is paid by the call, is not asked.
         """
-        if self.problem is not None:
-            return self.problem
         # One look at a time: a network file system may hang.
         if self._glance is None or self._glance.done():
             self._glance = asyncio.create_task(self._glanced())
         await asyncio.wait([self._glance], timeout=_GLANCE.total_seconds())
-        return self._glance.result() if self._glance.done() else "the key store does not answer"
+        return self.problem or (self._glance.result() if self._glance.done() else "the key store does not answer")
 
     async def _glanced(self) -> str | None:
         try:
+            await self._recheck_failures()
             if self._cached:
                 slot, cached = max(self._cached.items(), key=lambda item: item[1].checked_at)
                 stored = await self._in_thread(self._store.read, slot)
@@ -123,9 +124,30 @@ class DataKeys:
             return f"the key store cannot be read: {error}"
         return None
 
+    async def _recheck_failures(self) -> None:
+        """Forget what has failed lately and would not now. Raises KeysUnavailable for what still fails."""
+        if self._lacking is not None and not await self.lacks(self._lacking[0]):
+            self._lacking = None
+        for slot, failure in self._failed_lately(_RECENT).items():
+            stored = await self._in_thread(self._store.read, slot)
+            # A key that is still to be made shows nothing.
+            if stored is None or self._wrapper.is_paid:
+                continue
+            await self._wrapper.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+            cached = self._cached.get(slot)
+            is_lost = cached is not None and await self._loss(cached, stored)
+            if not is_lost and self._failures.get(slot) is failure:
+                del self._failures[slot]
+
     async def lacks(self, key_id: KeyId) -> bool:
-        """Return whether the store neither has the key nor knows that it was deleted. Raises KeysUnavailable."""
-        stored = await self._in_thread(self._store.read, Slot.of_month(key_id.tenant, key_id.month))
+        """Return whether the store neither has the key nor knows that it was deleted. Raises KeysUnavailable.
+
+        A file that is damaged may hold it, and no other key is made in its place.
+        """
+        try:
+            stored = await self._in_thread(self._store.read, Slot.of_month(key_id.tenant, key_id.month))
+        except DamagedKey:
+            return False
         if stored is not None and stored.name == key_id.name:
             return False
         return not await self._in_thread(self._store.is_deleted, key_id)
@@ -160,7 +182,7 @@ class DataKeys:
         if await self._in_thread(self._store.is_deleted, key_id):
             raise KeyDeleted(f"the data key {key_id} was deleted")
         lacking = KeysUnavailable(f"the data key {key_id} is not in the key store")
-        self._lacking = _Failure(time.monotonic(), lacking)
+        self._lacking = key_id, _Failure(time.monotonic(), lacking)
         raise lacking
 
     async def search_key(self, tenant: str, *, create: bool) -> DataKey | None:
@@ -237,7 +259,10 @@ class DataKeys:
             # It was deleted.
             del self._cached[slot]
             cached = None
+        mark = await self._in_thread(self._store.mark)
         if stored is None and create:
+            if self._mark not in (None, mark):
+                raise KeysUnavailable(f"the key store is another one than before: it has the mark {mark!r}")
             key_id = KeyId.new(slot.tenant, self._clock())
             if slot.encrypts and key_id.month != slot.name:
                 raise KeysUnavailable("the month has just ended")
@@ -252,6 +277,7 @@ class DataKeys:
             secret = await self._wrapper.unwrap(stored.wrapped, str(key_id))
             key = DataKey(key_id, secret, self._ciphers)
         self._cached[slot] = _Cached(key, stored, time.monotonic())
+        self._mark = mark if self._mark is None else self._mark
         return key
 
     async def _loss(self, cached: _Cached, stored: WrappedKey | None) -> str:

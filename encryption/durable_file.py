@@ -29,7 +29,8 @@ def write_draft(path: Path, text: str) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write the file, in place of the present one if there is one. Raises OSError."""
+    """Write the file, in place of the present one if there is one. A link goes on to name it. Raises OSError."""
+    path = path.resolve()
     draft = write_draft(path, text)
     with _removed_on_error(draft):
         draft.rename(path)

@@ -1,7 +1,7 @@
 """Why something cannot be encrypted or decrypted, and whether another attempt can help.
 
 KeysUnavailable: a key is unavailable now. Its store is not mounted, its service is down, its wrapping key is missing.
-NoKeyStore: the folder of the settings holds no key store, or cannot be read.
+NoKeyStore: the folder of the settings holds no key store, or cannot be read. DamagedKey: a file of it holds no key.
 Unreadable: a ciphertext was altered, and stays unreadable. KeyDeleted: so does the content of a deleted key.
 """
 
@@ -12,6 +12,10 @@ class KeysUnavailable(RuntimeError):
 
 class NoKeyStore(KeysUnavailable):
     """The folder is no key store now, or cannot be read. The message begins with the setting's name."""
+
+
+class DamagedKey(KeysUnavailable):
+    """A file of the key store holds no key. The message names it."""
 
 
 class Unreadable(ValueError):

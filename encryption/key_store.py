@@ -1,6 +1,7 @@
 """The wrapped data keys: a folder on a volume that all services share.
 
-    <folder>/.key-store           marks a key store, so that the folder of an unmounted volume is not taken for one
+    <folder>/.key-store           marks a key store, so that the folder of an unmounted volume is not taken for one, and
+                                  distinguishes it from others. Empty in a store of an earlier version
     <folder>/<tenant>/<YYYY-MM>   the tenant's key of the month. The tenant without a name is `_`
     <folder>/<tenant>/search      the tenant's key of search attributes, which is the same in all months
     <folder>/<tenant>/.deleted    the names of the tenant's deleted keys, one a line
@@ -13,6 +14,7 @@ file system must support hard links.
 
 import contextlib
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from encryption import durable_file
 from encryption.cipher import KeyId, checked_tenant
-from encryption.errors import KeysUnavailable, NoKeyStore, Unreadable
+from encryption.errors import DamagedKey, KeysUnavailable, NoKeyStore, Unreadable
 
 _MARK: Final = ".key-store"
 _DELETED: Final = ".deleted"
@@ -63,12 +65,8 @@ class WrappedKey(BaseModel):
     """The key as the KeyWrapper returned it."""
 
 
-class _Damaged(KeysUnavailable):
-    """A file of the store holds no key."""
-
-
-def _damaged(path: Path) -> _Damaged:
-    return _Damaged(f"{path} of the key store is damaged: restore it, or remove it if it is lost")
+def _damaged(path: Path) -> DamagedKey:
+    return DamagedKey(f"{path} of the key store is damaged: restore it, or remove it if it is lost")
 
 
 class KeyStore:
@@ -82,7 +80,7 @@ class KeyStore:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (self._folder / _MARK).exists():
-                durable_file.replace(self._folder / _MARK, "")
+                durable_file.replace(self._folder / _MARK, f"{uuid.uuid4().hex}\n")
         except OSError as error:
             message = f"ENCRYPTION_KEY_STORE: {self._folder} cannot become a key store: {error.strerror}"
             raise NoKeyStore(message) from error
@@ -100,6 +98,10 @@ class KeyStore:
             raise NoKeyStore(
                 f"ENCRYPTION_KEY_STORE: {self._folder} cannot be read: {error.strerror}; let the service's user read it"
             ) from error
+
+    def mark(self) -> str:
+        """Return what distinguishes the store from others. Raises KeysUnavailable when the folder is none now."""
+        return (self._text(self._folder / _MARK) or "").strip()
 
     def read(self, slot: Slot) -> WrappedKey | None:
         """Return the key, None when there is none or it was deleted.
@@ -190,7 +192,7 @@ class KeyStore:
             slots, names = [*self._slots_of(tenant)], []
             for slot in slots:
                 # A damaged file holds no key that anything could be decrypted with.
-                with contextlib.suppress(_Damaged):
+                with contextlib.suppress(DamagedKey):
                     names += [key.name for key in [self._stored(slot)] if key is not None]
             if names:
                 self._record_deleted(folder, names)

@@ -20,7 +20,7 @@ from pipelines.program import Pipeline
 from workflows.cancellation import Cancellation
 
 _MAX_RESULT_BYTES: Final = 1024 * 1024
-_ROLL_OUT: Final = timedelta(minutes=2)
+_ROLL_OUT: Final = timedelta(minutes=10)
 """Time since its start in which a gateway that has a pipeline has to take its first task."""
 
 

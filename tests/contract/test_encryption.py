@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -630,6 +631,44 @@ async def test_another_store_in_its_place_encrypts_nothing(keys: Keys, tmp_path:
     assert again.metadata["encryption-key-id"] == payloads[0].metadata["encryption-key-id"]
 
 
+async def test_another_store_in_its_place_gets_no_key_of_another_tenant(keys: Keys, tmp_path: Path) -> None:
+    """What that key encrypts could be read until the process ends."""
+    encryption = keys.encryption()
+    await encryption.keys.current("")
+    keys.folder.rename(tmp_path / "away")
+    keys.store.create()
+    with pytest.raises(KeysUnavailable, match="another one than before"):
+        await encryption.keys.current("acme")
+    with pytest.raises(KeysUnavailable, match="another one than before"):
+        await encryption.keys.search_key("acme", create=True)
+    assert keys.store.slots() == []
+    shutil.rmtree(keys.folder)
+    (tmp_path / "away").rename(keys.folder)
+    await asyncio.wait_for(until_it_encrypts(encrypting(encryption)), 60)
+
+
+async def until_it_encrypts(converter: DataConverter) -> None:
+    while True:
+        with suppress(KeysUnavailable):
+            await converter.encode([MARKER])
+            return
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("what", ["store", "keyring"])
+async def test_a_problem_that_is_over_is_not_shown(keys: Keys, tmp_path: Path, what: str) -> None:
+    """Nobody has asked for the key since."""
+    await keys.data_keys().current("acme")
+    encryption = keys.encryption()
+    path = keys.folder if what == "store" else tmp_path / "keyring.json"
+    path.rename(tmp_path / "away")
+    with pytest.raises(KeysUnavailable):
+        await encryption.keys.current("acme")
+    assert await encryption.keys.present_problem() is not None
+    (tmp_path / "away").rename(path)
+    assert await encryption.keys.present_problem() is None
+
+
 async def test_a_look_at_a_store_makes_no_key_and_takes_none(keys: Keys, tmp_path: Path) -> None:
     """A service that starts with another store waits for the right one. A key of the other one would stay in memory."""
     other = Keys(tmp_path / "other")
@@ -812,6 +851,15 @@ async def test_a_key_file_that_is_no_text_is_deleted_with_the_others(keys: Keys)
     ended = await run(sys.executable, "-m", "encryption", "rewrap", **keys.environment)
     assert (ended.status, "t/2025-01 of the key store is damaged" in ended.errors) == (1, True)
     assert "deleted: 2" in await command("delete-tenant", "t", **keys.environment)
+
+
+async def test_a_turn_keeps_a_link(keys: Keys, tmp_path: Path) -> None:
+    """Services may read the file that it names."""
+    (tmp_path / "keyring.json").rename(tmp_path / "named.json")
+    (tmp_path / "keyring.json").symlink_to("named.json")
+    await command("turn", **keys.environment)
+    assert (tmp_path / "keyring.json").is_symlink()
+    assert len(json.loads((tmp_path / "named.json").read_text())["keys"]) == 2
 
 
 async def test_a_turn_needs_no_key_store(keys: Keys, tmp_path: Path) -> None:

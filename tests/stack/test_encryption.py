@@ -1,6 +1,7 @@
 """Encryption at rest, on stacks of real processes: what is nowhere in clear, and what goes on working."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -275,8 +276,10 @@ async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
 async def test_a_service_without_keys_beside_others_is_not_ready_and_takes_no_job(
     encrypted: "Encrypted", kind: str
 ) -> None:
-    """It would fail each job that it takes."""
+    """It would fail each job that it takes. Temporal lists an open job in clear before those that have ended."""
     stack, stub, _ = encrypted
+    client = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+    clear = await client.start_workflow(names.JOB_WORKFLOW_TYPE, id=f"clear-{kind}", task_queue="nobody")
     await run_job(stub, new_job(params={"max_tokens": 2}))
     process = stack.add(kind)
     for name in ("ENCRYPTION_KEY_STORE", "ENCRYPTION_KEYRING"):
@@ -286,6 +289,7 @@ async def test_a_service_without_keys_beside_others_is_not_ready_and_takes_no_jo
         await takes_no_job(stack, stub, process.name, "set ENCRYPTION_KEY_STORE")
     finally:
         await process.terminate()
+        await clear.terminate()
 
 
 async def takes_no_job(stack: Stack, stub: LlmServiceStub, name: str, says: str) -> None:
@@ -320,6 +324,29 @@ async def test_a_service_waits_for_the_key_store_of_the_others(
         mounted.unlink()
         mounted.symlink_to(keys.folder)
         await process.wait_ready()
+    finally:
+        await process.terminate()
+
+
+async def test_a_service_goes_on_waiting_while_temporal_does_not_answer(encrypted: "Encrypted", tmp_path: Path) -> None:
+    """One call that failed let it go, with a key store that is none of the others'."""
+    stack, stub, _ = encrypted
+    await run_job(stub, new_job(params={"max_tokens": 2}))
+    store = KeyStore(tmp_path / "other")
+    store.create()
+    process = stack.add("notifier", {"ENCRYPTION_KEY_STORE": str(tmp_path / "other")})
+    await process.start()
+    try:
+        await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
+        temporal = stack.processes["temporal"]
+        temporal.signal(signal.SIGSTOP)
+        try:
+            await ask_until(stack, process.name, lambda answer: "temporal" in answer.body["missing"])
+        finally:
+            temporal.signal(signal.SIGCONT)
+        answer = await ask_until(stack, process.name, lambda answer: "temporal" not in answer.body["missing"])
+        assert "keys" in answer.body["missing"]
+        assert store.slots() == []
     finally:
         await process.terminate()
 

@@ -144,7 +144,7 @@ def tree(connection: Connection, *, pipeline_id: str, path: str, as_json: bool) 
         depth = step.path.count("/") + 1
         write_line("  " * depth + described(step, step.path.rpartition("/")[2], kind=True))
     if not found.steps and (total := status.root.counts.total):
-        say(f"Its {total} steps cannot be shown: no gateway that was asked has the code that made them.")
+        say(f"No steps can be shown, of {total}: no gateway that was asked has the code that made them.")
 
 
 @pipeline.command()
