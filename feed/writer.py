@@ -80,6 +80,13 @@ class FeedWriter:
         self.output = output
         return earlier
 
+    async def read_back(self) -> None:
+        """Take the output of earlier attempts, for a job that ends without another one: nothing is written.
+
+        The feed must be one whose `read` ends by itself.
+        """
+        self.output = await read_generated_output(self._feed, self._key, self.name)
+
     async def _store_takeover(self) -> bool:
         """Store the takeover, with retries, because without it the job starts over; return whether it is stored."""
         for pause in _TAKEOVER_PAUSES:

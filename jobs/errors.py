@@ -41,6 +41,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 ERROR_DOMAIN: Final = "llm.v1"
 """The domain of every ErrorInfo of the API."""
+MAX_RETRY_AFTER: Final = timedelta(hours=1)
+"""Maximum wait before another attempt that a provider can have."""
 
 
 class JobError(Exception):
@@ -49,7 +51,7 @@ class JobError(Exception):
     reason: str
     """The error's name on the wire. Branches have none."""
     retry_after: timedelta | None = None
-    """Wait before another attempt that a provider asks for. None means the wait of `RULES`."""
+    """Wait before another attempt that a provider asks for, MAX_RETRY_AFTER at most. None means the wait of `RULES`."""
 
 
 class JobRejected(JobError):

@@ -899,21 +899,30 @@ class AttemptEnded(_message.Message):
 
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     finish_reason: _llm_pb2.FinishReason.ValueType
     """Why the attempt ended. After FINISH_REASON_ERROR another attempt may follow."""
     @_builtins.property
     def attempt(self) -> _llm_pb2.JobAttempt:
         """The attempt, with its end. Unset in the records of earlier versions."""
 
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """Minimum time from the end of the attempt, attempt.end_time, until the next attempt at the item of a batch: what its provider has asked
+        for, or a few seconds. Whoever has the item then waits for the rest of it. Unset where no attempt follows because of this end, in
+        the log of a job, whose waits Temporal keeps, and in the records of earlier versions.
+        """
+
     def __init__(
         self,
         *,
         finish_reason: _llm_pb2.FinishReason.ValueType = ...,
         attempt: _llm_pb2.JobAttempt | None = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "finish_reason", b"finish_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "finish_reason", b"finish_reason", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

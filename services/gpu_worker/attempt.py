@@ -10,6 +10,8 @@ import math
 import time
 from datetime import UTC, datetime
 
+from google.protobuf import duration_pb2
+
 from feed.feed import Feed
 from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
@@ -258,12 +260,14 @@ class Attempt:
         """Note that the attempt ends because the worker has no seat for the job."""
         pause(self._writer.output.attempts[-1])
 
-    async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
-        """Write into the feed that the attempt is over."""
+    async def end(
+        self, reason: "llm_pb2.FinishReason.ValueType", retry_after: duration_pb2.Duration | None = None
+    ) -> None:
+        """Write into the feed that the attempt is over. `retry_after` is as in AttemptEnded."""
         attempt = self._writer.output.attempts[-1]
         if not has_ended(attempt):
             close(attempt, EngineFailed("the worker failed on this job"))
-        event = internal_pb2.AttemptEnded(finish_reason=reason, attempt=attempt)
+        event = internal_pb2.AttemptEnded(finish_reason=reason, attempt=attempt, retry_after=retry_after)
         await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:

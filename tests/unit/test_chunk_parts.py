@@ -1,5 +1,6 @@
 """The parts of RunBatchChunk on their own: its segments, its log, its seats."""
 
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.batch import chunk_log
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.losses import Losses, losses_of
+from services.gpu_worker.batch.retries import rest_of_wait
 from services.gpu_worker.seats import Demand, Seats
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings
 from store.store import StoredObject
 
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 REQUEST = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=128)
 
 
@@ -221,6 +224,71 @@ def test_the_losses_of_an_item_are_those_that_it_may_be_to_blame_for(
     records: list[internal_pb2.FeedRecord], losses: tuple[int, int]
 ) -> None:
     assert losses_of(records) == Losses(*losses)
+
+
+def failed(seconds: float | None, ago: float, writer: str = "1") -> internal_pb2.FeedRecord:
+    """Return the record of an attempt that ended so many seconds ago, with its wait for the next one."""
+    one = end(llm_pb2.ATTEMPT_END_FAILED, EngineFailed("it failed"))
+    one.writer = writer
+    one.attempt_ended.attempt.end_time.FromDatetime(NOW - timedelta(seconds=ago))
+    if seconds is not None:
+        one.attempt_ended.retry_after.FromTimedelta(timedelta(seconds=seconds))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("records", "seconds"),
+    [
+        ([], 0),
+        ([*attempt(1), failed(60, 10)], 50),
+        ([*attempt(1), failed(60, 70)], 0),
+        # The worker that has written it is of an earlier version.
+        ([*attempt(1), failed(None, 10)], 0),
+        # The next attempt has begun.
+        ([*attempt(1), failed(60, 10), *attempt(2)], 0),
+        ([*attempt(1), failed(60, 30), *attempt(2), failed(60, 10, "2")], 50),
+        # A repeat of the takeover, after the broker was away.
+        ([*attempt(1), failed(60, 10), *attempt(1)], 50),
+        # The clock of the worker that has written it is a day ahead.
+        ([*attempt(1), failed(60, -86_400)], 60),
+        ([*attempt(1), failed(86_400, 0)], 3600),
+        ([*attempt(1), failed(86_400, -86_400)], 3600),
+    ],
+)
+def test_an_item_waits_for_the_rest_of_what_its_log_says(
+    records: list[internal_pb2.FeedRecord], seconds: float
+) -> None:
+    assert rest_of_wait(records, NOW) == timedelta(seconds=seconds)
+
+
+async def test_a_log_that_is_written_anew_keeps_the_items_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits here, and one that has waited at an earlier worker and has no room yet."""
+    monkeypatch.setattr(chunk_log, "_MAX_UNNEEDED_BYTES", 10_000)
+    feed, now = MemoryFeed(), datetime.now(UTC)
+    waiting = [*attempt(1, tokens(0, 3)), failed(600, (NOW - now).total_seconds())]
+    first = ChunkLog(feed, "batch/0", 1, "w")
+    for place in (0, 1):
+        log = first.item(place)
+        for one in waiting:
+            await log.append("", one)
+    await first.flush()
+    second = ChunkLog(feed, "batch/0", 2, "w")
+    await second.take_over({0, 1})
+    recoveries = second.recoveries
+    with second.item(0).waiting():
+        for place in range(2, 20):
+            ended = second.item(place)
+            await ended.append("", record("x" * 1000))
+            await second.flush()
+            ended.forget()
+        assert second.recoveries == recoveries + 1
+    third = ChunkLog(feed, "batch/0", 3, "w")
+    await third.take_over({0, 1})
+    for place in (0, 1):
+        assert third.rest_of_wait(place) > timedelta(minutes=5)
+        found: list[internal_pb2.FeedRecord] = []
+        await third.item(place).read("", found.append)
+        assert found == waiting
 
 
 async def test_a_worker_takes_no_more_chunks_than_it_has_seats_for() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from batches.chunk_lines import PlacedLine
 from batches.splitting import RawLine
 from feed.memory import MemoryFeed
 from jobs import batches
-from jobs.errors import Cancelled, EngineFailed, InvalidJob
+from jobs.errors import Cancelled, EngineFailed, InvalidJob, WorkerShutdown
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch import items
@@ -69,6 +70,18 @@ class Flaky(Provider):
         yield Output("a", (0,), 1)
 
 
+class Limited(Provider):
+    """A provider that asks for ten minutes after a token, and says no more."""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        assert not self.begun.is_set(), "it has asked for ten minutes"
+        self.begun.set()
+        yield Output("a", (0,), 1)
+        error = EngineFailed("the provider answered HTTP 429")
+        error.retry_after = timedelta(minutes=10)
+        raise error
+
+
 class Chunk:
     """A chunk of one item, on one worker."""
 
@@ -82,6 +95,10 @@ class Chunk:
         self.runner = ItemRunner(self._request, 1, self._jobs, engine, SETTINGS, "w", Pace())
         self.log = ChunkLog(self.feed, "chunk", 1, "w")
 
+    async def until_free(self) -> None:
+        """Return once the item has no seat, because it waits."""
+        await self._jobs.seats.until(lambda: not self._jobs.seats.taken)
+
     @contextmanager
     def begun(self, losses: Losses) -> Iterator[asyncio.Task[batch_pb2.BatchItem]]:
         """Run the item, with a seat while the context is open. `losses` is what its worker knows of it."""
@@ -89,7 +106,8 @@ class Chunk:
         parsed = self.runner.parse(PlacedLine(0, RawLine(0, 0, len(data), data)))
         with self._jobs.seats.attempt(seat_request(self._request, 0), item=True) as seat:
             assert seat.ask()
-            item = RunningItem(0, seat, self.log.item(0), losses)
+            rest = self.log.rest_of_wait(0)
+            item = RunningItem(0, seat, self.log.item(0), losses, rest)
             item.task = asyncio.create_task(self.runner.run(item, parsed))
             yield item.task
 
@@ -131,3 +149,30 @@ async def test_an_item_that_has_failed_by_itself_is_no_suspect_any_more(monkeypa
             return following.losses(0)
 
     assert await ActivityEnvironment().run(run) == Losses(total=1, in_vain=1)
+
+
+async def test_an_item_that_is_cancelled_in_the_wait_of_an_earlier_worker_keeps_what_that_has_generated() -> None:
+    """It has no attempt at the worker that took it over, and no seat there."""
+    provider = Limited(fails=True)
+    first, second = Chunk(provider), Chunk(provider)
+
+    async def run() -> batch_pb2.BatchItem:
+        with first.begun(Losses()) as task:
+            await first.until_free()
+            first.runner.stop = Stop(WorkerShutdown("the worker was asked to stop"))
+            task.cancel()
+            await asyncio.wait({task})
+        await first.log.flush()
+        second.log = ChunkLog(first.feed, "chunk", 2, "w")
+        await second.log.take_over({0})
+        assert timedelta(minutes=9) < second.log.rest_of_wait(0) <= timedelta(minutes=10)
+        with second.begun(Losses()) as task:
+            await second.until_free()
+            second.runner.stop = Stop(Cancelled("cancelled on request"), batches.stop_cancelled("cancelled").error)
+            task.cancel()
+            return await task
+
+    ended = await ActivityEnvironment().run(run)
+    assert (ended.state, ended.result.output) == (llm_pb2.JOB_STATE_CANCELLED, "a")
+    assert [attempt.end for attempt in ended.result.attempts] == [llm_pb2.ATTEMPT_END_FAILED]
+    assert ended.result.metadata.worker == "w"

@@ -8,13 +8,15 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from feed.feed import Feed, Fence, RecordHandler, ignore
 from llm_pb import internal_pb2
 from services.gpu_worker.batch.losses import Losses, losses_of
+from services.gpu_worker.batch.retries import rest_of_wait
 
 _log = logging.getLogger(__name__)
 _TAKEOVER_PAUSES: Final = (0, 1, 2, 4, 8)
@@ -44,6 +46,7 @@ class ChunkLog:
         self._pending: list[internal_pb2.ItemRecord] = []
         self._earlier: dict[int, list[internal_pb2.FeedRecord]] = {}
         self._engine_times: dict[int, timedelta] = {}
+        self._waiting: dict[int, ItemLog] = {}
         self._needed_bytes = 0
         self._bytes = 0
         self._flushing = asyncio.Lock()
@@ -69,15 +72,17 @@ class ChunkLog:
         """Return the losses of an item whose log was not asked for yet."""
         return losses_of(self._earlier.get(place, ()))
 
+    def rest_of_wait(self, place: int) -> timedelta:
+        """Return how long an item still has to wait whose log was not asked for yet. 0: it need not wait."""
+        return rest_of_wait(self._earlier.get(place, ()), datetime.now(UTC))
+
     def item(self, place: int) -> "ItemLog":
         """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
         return ItemLog(self, place, self._earlier.pop(place, []), self._engine_times.pop(place, timedelta()))
 
     def add(self, place: int, record: internal_pb2.FeedRecord, engine_time: timedelta) -> int:
         """Add a record of an item, to be written with the next flush, and return its size in bytes."""
-        added = internal_pb2.ItemRecord(item=place, record=record)
-        if engine_time:
-            added.engine_time.FromTimedelta(engine_time)
+        added = _item_record(place, record, engine_time)
         self._pending.append(added)
         size = added.ByteSize()
         self._needed_bytes += size
@@ -99,6 +104,7 @@ class ChunkLog:
             self._recoveries, self._begun = self._feed.recoveries, False
         elif self._bytes > _MAX_UNNEEDED_BYTES + 2 * self._needed_bytes and await self._feed.remove(self._key):
             self._renewals, self._begun, self._bytes = self._renewals + 1, False, 0
+            self._repeat_idle()
         if not self._begun:
             self._begun = True
             await self._feed.append(self._key, self._takeover)
@@ -112,6 +118,29 @@ class ChunkLog:
             group.records.append(record)
             size += more
         await self._write(group, size)
+
+    @contextmanager
+    def waiting(self, place: int, log: "ItemLog") -> Iterator[None]:
+        """Keep what the log holds of an item that writes nothing while the context is open."""
+        self._waiting[place] = log
+        try:
+            yield
+        finally:
+            del self._waiting[place]
+
+    def _repeat_idle(self) -> None:
+        """Have what the removed log held of items that do not run written again. Those that run repeat theirs."""
+        repeated = [
+            _item_record(place, record, self._engine_times.get(place, timedelta()))
+            for place, records in self._earlier.items()
+            for record in records
+        ]
+        for log in self._waiting.values():
+            repeated += log.repeated()
+        places = {record.item for record in repeated}
+        self._pending = repeated + [record for record in self._pending if record.item not in places]
+        # No log is written anew because of them.
+        self._bytes -= sum(record.ByteSize() for record in repeated)
 
     async def remove(self) -> None:
         """Remove the log, because all that it holds is durable or of no use."""
@@ -205,6 +234,16 @@ class ItemLog:
             if on_record(record):
                 break
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Keep what the chunk's log holds of the item, which writes nothing while the context is open."""
+        with self._log.waiting(self._place, self):
+            yield
+
+    def repeated(self) -> list[internal_pb2.ItemRecord]:
+        """Return all records of the item, for a log that is written anew."""
+        return [_item_record(self._place, record, self.engine_time()) for record in self._records]
+
     def forget(self) -> None:
         """Note that the item is durable. What it has written is removed with the log."""
         self._records.clear()
@@ -217,3 +256,10 @@ class ItemLog:
 
     async def close(self) -> None:
         """See Feed."""
+
+
+def _item_record(place: int, record: internal_pb2.FeedRecord, engine_time: timedelta) -> internal_pb2.ItemRecord:
+    made = internal_pb2.ItemRecord(item=place, record=record)
+    if engine_time:
+        made.engine_time.FromTimedelta(engine_time)
+    return made

@@ -55,6 +55,10 @@ class ItemAttempt(Attempt):
             raise WorkerLost(f"{self._losses.total} workers that ran the item were lost")
         return continues
 
+    async def read_back(self) -> None:
+        """Take the output of earlier attempts, for an item that ends before this one has begun."""
+        await self._writer.read_back()
+
     async def enter(self, stage: str) -> None:
         """See Attempt. The log knows of an item before the engine has it, because it may kill the worker."""
         await super().enter(stage)

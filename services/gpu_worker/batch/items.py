@@ -24,7 +24,7 @@ from jobs.errors import (
     to_status,
 )
 from jobs.field_rules import Violation
-from jobs.options import DEFAULT_RUN_TIMEOUT
+from jobs.options import DEFAULT_RUN_TIMEOUT, duration
 from jobs.outcome import final_state
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -52,6 +52,8 @@ class RunningItem:
     seat: Seat
     log: ItemLog
     losses: Losses
+    wait: timedelta = timedelta()
+    """The rest of its wait for its next attempt, from its begin at this worker on."""
     attempt: ItemAttempt | None = None
     """The attempt that runs. None before the first one, and while the item waits for another."""
     task: "asyncio.Task[None] | None" = None
@@ -114,42 +116,55 @@ class ItemRunner:
             price=self._request.price if self._request.HasField("price") else None,
         )
         limit = parsed.job.timeouts.run.ToTimedelta() or DEFAULT_RUN_TIMEOUT
+        if item.wait and (stop := await self._wait(item, item.wait)) is not None:
+            attempt = self._new_attempt(item, request)
+            await attempt.read_back()
+            return self._stopped(parsed, attempt, stop)
         while True:
-            before = item.log.engine_time()
-            attempt = item.attempt = ItemAttempt(
-                request,
-                self._number,
-                datetime.now(UTC),
-                str(item.place),
-                self._worker,
-                item.log,
-                self._settings,
-                self._throttle,
-                losses=item.losses,
-                pace=self._pace,
-            )
-            attempt.times.go_on_from(before)
+            attempt = item.attempt = self._new_attempt(item, request)
             item.log.engine_time = partial(_engine_time, attempt)
             reason, error = await self._run_attempt(item, attempt, limit.total_seconds())
             stop = self.stop
             if stop is not None and (error is stop.error or isinstance(error, WorkerGone)):
                 return self._stopped(parsed, attempt, stop)
-            given_up = isinstance(error, WorkerLost) or attempt.failures >= _MAX_FAILURES
-            if isinstance(error, WorkerGone) and not given_up:
+            if isinstance(error, WorkerGone) and not _is_given_up(error, attempt):
                 raise error
-            if error is None or given_up or not RULES[type(error)].retryable:
+            if error is None or not _is_tried_again(error, attempt):
                 return self._ended(parsed, attempt, reason, error, None if error is None else to_status(error))
             # It has failed by itself, which ends the losses in a row.
             item.losses = item.losses._replace(in_vain=0)
-            # An item that waits makes no progress, and does not hang.
-            item.attempt = None
-            item.seat.free()
-            try:
-                await asyncio.sleep(_retry_seconds(error, attempt.failures))
-            except asyncio.CancelledError:
-                if self.stop is None:
-                    raise
-                return self._stopped(parsed, attempt, self.stop)
+            if (stop := await self._wait(item, _retry_after(error, attempt.failures))) is not None:
+                return self._stopped(parsed, attempt, stop)
+
+    def _new_attempt(self, item: RunningItem, request: internal_pb2.RunRequest) -> ItemAttempt:
+        attempt = ItemAttempt(
+            request,
+            self._number,
+            datetime.now(UTC),
+            str(item.place),
+            self._worker,
+            item.log,
+            self._settings,
+            self._throttle,
+            losses=item.losses,
+            pace=self._pace,
+        )
+        attempt.times.go_on_from(item.log.engine_time())
+        return attempt
+
+    async def _wait(self, item: RunningItem, wait: timedelta) -> Stop | None:
+        """Wait for the next attempt at an item, without a seat. Return why the chunk ends before it, if it does."""
+        # An item that waits makes no progress, and does not hang.
+        item.attempt = None
+        item.seat.free()
+        try:
+            with item.log.waiting():
+                await asyncio.sleep(wait.total_seconds())
+        except asyncio.CancelledError:
+            if self.stop is None:
+                raise
+            return self.stop
+        return None
 
     def _stopped(self, line: Line, attempt: ItemAttempt, stop: Stop) -> batch_pb2.BatchItem:
         """Return an item that ends with what it has generated. Raises CancelledError if the next attempt goes on."""
@@ -194,9 +209,11 @@ class ItemRunner:
         return None, error
 
     async def _close(self, attempt: ItemAttempt, error: JobError) -> None:
-        """Publish how a failed attempt ended. Cancel what goes on at a provider."""
+        """Publish how a failed attempt ended, and when the next one follows. Cancel what goes on at a provider."""
         attempt.close(error)
-        await attempt.end(llm_pb2.FINISH_REASON_ERROR)
+        again = _is_tried_again(error, attempt)
+        wait = duration(_retry_after(error, attempt.failures)) if again else None
+        await attempt.end(llm_pb2.FINISH_REASON_ERROR, wait)
         # The heartbeat of a chunk has no responses of providers, so the next attempt begins another one.
         await self._jobs.abandon(attempt)
 
@@ -220,10 +237,20 @@ class ItemRunner:
         return ended
 
 
-def _retry_seconds(error: JobError, failures: int) -> float:
+def _is_given_up(error: JobError, attempt: ItemAttempt) -> bool:
+    """Return whether no attempt follows one that has ended with the error, because too many have failed."""
+    return isinstance(error, WorkerLost) or attempt.failures >= _MAX_FAILURES
+
+
+def _is_tried_again(error: JobError, attempt: ItemAttempt) -> bool:
+    """Return whether another attempt follows one that has failed by itself."""
+    return not (isinstance(error, WorkerGone) or _is_given_up(error, attempt)) and RULES[type(error)].retryable
+
+
+def _retry_after(error: JobError, failures: int) -> timedelta:
     """Return the wait before another attempt, as that of a job: what a provider asks for comes first."""
     wait = error.retry_after
-    return _RETRY_SECONDS * 2 ** (failures - 1) if wait is None else wait.total_seconds()
+    return timedelta(seconds=_RETRY_SECONDS * 2 ** (failures - 1)) if wait is None else wait
 
 
 def _engine_time(attempt: ItemAttempt) -> timedelta:

@@ -29,6 +29,7 @@ from jobs.errors import EngineDead, JobError, WorkerShutdown
 from llm_pb import batch_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.hand_over import HandOver
 from services.gpu_worker.batch.item_attempt import LOG_SECONDS
 from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.metrics import ChunkMetrics
@@ -75,11 +76,10 @@ class ChunkRun:
         self._suspects = suspects
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
-        self._pause_seconds = settings.pause_wait.total_seconds()
+        self._hand_over = HandOver(settings.pause_wait.total_seconds())
         self._heartbeat_seconds = settings.heartbeat_interval.total_seconds()
         self._running: set[RunningItem] = set()
         self._asking: Seat | None = None
-        self._seated_at = time.monotonic()
         self._ended: list[tuple[RunningItem, batch_pb2.BatchItem]] = []
         self._waiting_bytes = 0
         self._flushed = asyncio.Event()
@@ -176,13 +176,14 @@ class ChunkRun:
                     seat = stack.enter_context(
                         self._jobs.seats.attempt(seat_request(self._request, placed.place), item=True)
                     )
-                    if not seat.ask():
+                    rest = self._log.rest_of_wait(placed.place)
+                    if not rest and not seat.ask():
                         self._asking = seat
                         try:
                             await seat.wait(None)
                         finally:
                             self._asking = None
-                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses)
+                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses, rest)
                     self._running.add(item)
                     item.task = group.create_task(self._run_item(item, line))
                     item.task.add_done_callback(partial(self._end_item, item, stack.pop_all()))
@@ -267,6 +268,9 @@ class ChunkRun:
             await self._log.flush()
             if self._grant.is_over({item.place: item.log.engine_time() for item in self._running}):
                 self._halt(stop_for_grant(is_last=self._grant.is_last))
+            leaving = activity.is_worker_shutdown()
+            if (stop := self._hand_over.due(self._running, self._asking, is_leaving=leaving)) is not None:
+                self._halt(stop)
 
     async def _keep_flushing(self) -> None:
         while True:
@@ -287,7 +291,6 @@ class ChunkRun:
                 self._report()
             await asyncio.sleep(interval)
             self._end_hung_items()
-            self._hand_over_without_seats()
 
     def _end_hung_items(self) -> None:
         """End attempts without progress. The check must fail twice, because a process may have been suspended."""
@@ -301,14 +304,6 @@ class ChunkRun:
             elif item.task is not None:
                 item.hung = True
                 item.task.cancel()
-
-    def _hand_over_without_seats(self) -> None:
-        now, seats = time.monotonic(), [item.seat for item in self._running]
-        waiting = [seat for seat in (self._asking, *seats) if seat is not None and seat.waiting]
-        if any(seat.taken for seat in seats) or not waiting:
-            self._seated_at = now
-        elif now - self._seated_at > self._pause_seconds:
-            self._halt(Stop(WorkerShutdown("the seats of the worker are taken by more urgent jobs")))
 
     def _halt(self, stop: Stop) -> None:
         self._runner.stop = self.stop or stop

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import openai
 
-from jobs.errors import EngineFailed, JobError, PromptTooLong, UnsupportedParams
+from jobs.errors import MAX_RETRY_AFTER, EngineFailed, JobError, PromptTooLong, UnsupportedParams
 
-_MAX_RETRY_AFTER: Final = timedelta(hours=1)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
@@ -61,7 +60,7 @@ def _retry_after(headers: Mapping[str, str]) -> timedelta | None:
             seconds = (parsedate_to_datetime(said).astimezone(UTC) - datetime.now(UTC)).total_seconds()
         except (TypeError, ValueError, OverflowError):
             return None
-    return timedelta(seconds=min(seconds, _MAX_RETRY_AFTER.total_seconds())) if seconds > 0 else None
+    return timedelta(seconds=min(seconds, MAX_RETRY_AFTER.total_seconds())) if seconds > 0 else None
 
 
 def charged(told: object, headers: Mapping[str, str]) -> int | None:
