@@ -180,3 +180,28 @@ async def test_a_worker_stays_for_the_items_that_run(chunks: ChunkStack) -> None
     items = await chunks.items(result)
     assert [items[number].state for number in range(3)] == [CANCELLED, SUCCEEDED, SUCCEEDED]
     assert len(limited.asked) == 3
+
+
+async def test_a_suspect_that_waits_holds_up_no_other(chunks: ChunkStack) -> None:
+    """A worker runs one suspect at a time. One that has failed by itself is none any more."""
+    limited, killed, asked = Limited("Say 0.", seconds=LONG), asyncio.Event(), []
+
+    async def answer(request: web.Request) -> web.Response:
+        if not killed.is_set():
+            asked.append(request)
+            await killed.wait()
+        return await limited.answer(request)
+
+    (request,) = await chunks.requests([line(number) for number in range(4)])
+    async with provider(answer) as address:
+        handle = await chunks.start(request)
+        async with worker(chunks, address) as first:
+            await until(lambda: len(asked) == 4)
+            await first.kill()
+        killed.set()
+        async with worker(chunks, address):
+            await until_waiting(chunks, handle, attempt=2, items=1, done=3)
+            await handle.cancel()
+            result = await ended(handle)
+    items = await chunks.items(result)
+    assert [items[number].state for number in range(4)] == [CANCELLED, SUCCEEDED, SUCCEEDED, SUCCEEDED]

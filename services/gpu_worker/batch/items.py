@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -54,6 +55,8 @@ class RunningItem:
     losses: Losses
     wait: timedelta = timedelta()
     """The rest of its wait for its next attempt, from its begin at this worker on."""
+    suspicion: ExitStack = field(default_factory=ExitStack)
+    """Ends once nothing suspects the item of killing its worker."""
     attempt: ItemAttempt | None = None
     """The attempt that runs. None before the first one, and while the item waits for another."""
     task: "asyncio.Task[None] | None" = None
@@ -133,6 +136,7 @@ class ItemRunner:
                 return self._ended(parsed, attempt, reason, error, None if error is None else to_status(error))
             # It has failed by itself, which ends the losses in a row.
             item.losses = item.losses._replace(in_vain=0)
+            item.suspicion.close()
             if (stop := await self._wait(item, _retry_after(error, attempt.failures))) is not None:
                 return self._stopped(parsed, attempt, stop)
 

@@ -170,9 +170,10 @@ class ChunkRun:
                     self._flushed.clear()
                     await self._flushed.wait()
                 with ExitStack() as stack:
+                    suspicion = stack.enter_context(ExitStack())
                     if (losses := self._log.losses(placed.place)).in_vain:
                         await self._suspects.acquire()
-                        stack.callback(self._suspects.release)
+                        suspicion.callback(self._suspects.release)
                     seat = stack.enter_context(
                         self._jobs.seats.attempt(seat_request(self._request, placed.place), item=True)
                     )
@@ -183,7 +184,7 @@ class ChunkRun:
                             await seat.wait(None)
                         finally:
                             self._asking = None
-                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses, rest)
+                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses, rest, suspicion)
                     self._running.add(item)
                     item.task = group.create_task(self._run_item(item, line))
                     item.task.add_done_callback(partial(self._end_item, item, stack.pop_all()))
