@@ -1,6 +1,6 @@
 """Runs the code of a pipeline. Code of a workflow."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Final, NamedTuple
 
 from temporalio import workflow
@@ -10,9 +10,17 @@ with workflow.unsafe.imports_passed_through():
     from google.rpc import code_pb2, status_pb2
 
     from jobs import names
-    from jobs.pipelines import INCOMPLETE, UNKNOWN_PIPELINE, failure, name_of, packed, with_defaults
+    from jobs.pipelines import (
+        INCOMPLETE,
+        TOTAL_TIMEOUT,
+        UNKNOWN_PIPELINE,
+        failure,
+        name_of,
+        packed,
+        with_defaults,
+    )
     from llm_pb import internal_pb2, pipeline_pb2
-    from pipelines.errors import Incomplete, StepFailed
+    from pipelines.errors import Incomplete, PipelineNotHere, StepFailed
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -35,8 +43,8 @@ class Outcome(NamedTuple):
 def has_code(run: internal_pb2.PipelineRun, cancellation: Cancellation) -> bool:
     """Return whether the code of a pipeline runs. False: a gateway that does not have it gives it up, or has done so.
 
-    Raises RuntimeError where the pipeline is not installed here, and may be elsewhere: while an operator rolls it out,
-    some gateways have it before others. The workflow task fails then. A cancelled pipeline needs no code any more.
+    Raises PipelineNotHere while it waits for a gateway that has it: when an operator rolls it out, some gateways have
+    it before others. One that is cancelled, or whose time is over, needs no code any more.
     """
     name = name_of(with_defaults(run.pipeline, run.options.defaults))
     is_here = name in REGISTERED
@@ -44,20 +52,24 @@ def has_code(run: internal_pb2.PipelineRun, cancellation: Cancellation) -> bool:
         # This tells what was decided then, and records nothing.
         given_up = workflow.patched(names.PATCH_GIVES_UP)
     else:
-        young = workflow.now() - workflow.info().workflow_start_time < _ROLL_OUT
-        waits = is_here or (young and not cancellation.is_asked)
+        end = min(workflow.info().workflow_start_time + _ROLL_OUT, run.options.expire_time.ToDatetime(UTC))
+        waits = is_here or (workflow.now() < end and not cancellation.is_asked)
         given_up = not waits and workflow.patched(names.PATCH_GIVES_UP)
     if given_up:
         cancellation.note_asked()
     elif not is_here:
-        raise RuntimeError(f"no pipeline is named {name!r} here: another gateway has to run it")
+        raise PipelineNotHere(f"no pipeline is named {name!r} here: another gateway has to run it")
     return not given_up
 
 
-async def give_up(run: internal_pb2.PipelineRun) -> Outcome:
+async def give_up(execution: Execution, run: internal_pb2.PipelineRun) -> Outcome:
     """Take the place of code that no gateway has. Raises StepFailed."""
-    name = name_of(with_defaults(run.pipeline, run.options.defaults))
-    raise StepFailed("", failure(UNKNOWN_PIPELINE, f"no pipeline is named {name!r} here", code_pb2.NOT_FOUND))
+    if execution.is_over():
+        error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
+    else:
+        name = name_of(with_defaults(run.pipeline, run.options.defaults))
+        error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name!r} here", code_pb2.NOT_FOUND)
+    raise StepFailed("", error)
 
 
 async def run_code(execution: Execution, run: internal_pb2.PipelineRun) -> Outcome:

@@ -41,6 +41,10 @@ class Incomplete(Exception):
         self.result = result
 
 
+class PipelineNotHere(RuntimeError):
+    """The pipeline is not installed at this gateway, and may be at others. It fails the workflow task."""
+
+
 class StepFailed(Exception):
     """A step has failed, or was cancelled. A pipeline that does not catch it ends with its error."""
 

@@ -178,7 +178,7 @@ class LLMPipelineWorkflow:
 
     async def _run_program(self) -> "llm_pb2.JobState.ValueType":
         """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
-        work = run_code(self._execution, self._run) if self._has_code else give_up(self._run)
+        work = run_code(self._execution, self._run) if self._has_code else give_up(self._execution, self._run)
         program = asyncio.create_task(contained(work))
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None

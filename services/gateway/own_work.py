@@ -12,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2
+from pipelines.errors import PipelineNotHere
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import ApiError, temporal_unavailable
@@ -103,8 +104,12 @@ async def events_of_start(client: Client, description: WorkflowExecutionDescript
 
 
 def _tells_of_code(event: HistoryEvent) -> bool:
-    """Return whether the code has run, or has failed. A task that ends with a workflow that is terminated has not."""
+    """Return whether the code has run, or has failed.
+
+    It has not where a workflow was terminated during the task, nor at a gateway that does not have the pipeline.
+    """
     if event.event_type == _FAILED:
-        cause = event.workflow_task_failed_event_attributes.cause
-        return cause != WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND
+        failed = event.workflow_task_failed_event_attributes
+        is_here = failed.failure.application_failure_info.type != PipelineNotHere.__name__
+        return is_here and failed.cause != WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND
     return event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED

@@ -15,7 +15,7 @@ from temporalio.worker import HandleQueryInput, Interceptor, WorkflowInboundInte
 
 import pipelines.code
 from jobs import names
-from jobs.pipelines import UNKNOWN_PIPELINE
+from jobs.pipelines import TOTAL_TIMEOUT, UNKNOWN_PIPELINE
 from llm_pb import internal_pb2, llm_pb2
 from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
@@ -47,6 +47,23 @@ async def test_a_pipeline_that_no_gateway_has_ends(temporal: Client, monkeypatch
     await replay(handle, LLMPipelineWorkflow)
 
 
+async def test_a_pipeline_that_waits_for_a_gateway_ends_with_its_time(temporal: Client) -> None:
+    queue = f"unknown-{uuid.uuid4().hex}"
+    options = internal_pb2.PipelineOptions()
+    # A gateway's clock. Only the time between the two counts.
+    options.create_time.FromSeconds(10)
+    options.expire_time.FromSeconds(15)
+    handle = await start_pipeline(temporal, queue, "nobody-has-it", BoolValue(), options)
+    async with worker(temporal, queue, [LLMPipelineWorkflow], PIPELINE_ACTIVITIES):
+        with pytest.raises(WorkflowFailureError) as failed:
+            await handle.result()
+        look = await reader_of(temporal).look(await handle.describe())
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.type == TOTAL_TIMEOUT
+    assert look.record.status.state == llm_pb2.JOB_STATE_TIMED_OUT
+    await replay(handle, LLMPipelineWorkflow)
+
+
 def waiting_delivery() -> internal_pb2.JobOptions:
     """Return how a pipeline notifies a notifier that does not run: it holds for some seconds, and closes."""
     delivery = internal_pb2.JobOptions(notify_task_queue=f"nobody-{uuid.uuid4().hex}")
@@ -75,8 +92,8 @@ async def test_a_pipeline_that_was_given_up_ends_where_it_is_installed_later(
     """It could not be replayed there: while it notified it stayed open for ever, and later nobody could read it."""
     monkeypatch.setattr(pipelines.code, "_ROLL_OUT", timedelta(seconds=3))
     queue, name = f"unknown-{uuid.uuid4().hex}", f"late-{uuid.uuid4().hex}"
-    delivery = waiting_delivery() if notifies else None
-    handle = await start_pipeline(temporal, queue, name, BoolValue(), delivery)
+    options = internal_pb2.PipelineOptions(delivery=waiting_delivery() if notifies else None)
+    handle = await start_pipeline(temporal, queue, name, BoolValue(), options)
     workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
     async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
         if notifies:
@@ -185,6 +202,9 @@ async def test_a_pipeline_that_waits_for_a_gateway_can_be_cancelled(temporal: Cl
     handle = await start_pipeline(temporal, queue, "nobody-has-it", BoolValue())
     async with worker(temporal, queue, [LLMPipelineWorkflow], [request_cancel, *PIPELINE_ACTIVITIES]):
         await until(lambda: has(handle, "workflow_task_failed_event_attributes"))
+        waiting = await reader_of(temporal).look(await handle.describe())
+        assert waiting.record.status.state == llm_pb2.JOB_STATE_RUNNING
+        assert waiting.record.status.name == "nobody-has-it"
         if by_signal:
             await handle.signal(names.SIGNAL_CANCEL, llm_pb2.CancelRequest(reason="enough"))
         else:

@@ -88,18 +88,15 @@ async def start_pipeline(
     queue: str,
     name: str,
     value: Message | None = None,
-    delivery: internal_pb2.JobOptions | None = None,
+    options: internal_pb2.PipelineOptions | None = None,
 ) -> Handle:
     """Start a registered pipeline on a queue."""
     request = pipeline_pb2.PipelineRequest(user_id="u", request_id=uuid.uuid4().hex)
     request.custom.name = name
     request.custom.input.Pack(StringValue(value="rain") if value is None else value)
-    run = internal_pb2.PipelineRun(pipeline=request)
-    if delivery is not None:
-        run.options.delivery.CopyFrom(delivery)
     return await temporal.start_workflow(
         names.PIPELINE_WORKFLOW_TYPE,
-        run,
+        internal_pb2.PipelineRun(pipeline=request, options=options),
         id=f"llmpipe-u-{request.request_id}",
         task_queue=queue,
         result_type=pipeline_pb2.PipelineResult,
