@@ -259,8 +259,9 @@ class DataKeys:
             # It was deleted.
             del self._cached[slot]
             cached = None
-        mark = await self._in_thread(self._store.mark)
-        if stored is None and create:
+        makes = stored is None and create
+        mark = await self._in_thread(self._store.mark) if makes or self._mark is None else self._mark
+        if makes:
             if self._mark not in (None, mark):
                 raise KeysUnavailable(f"the key store is another one than before: it has the mark {mark!r}")
             key_id = KeyId.new(slot.tenant, self._clock())
@@ -277,7 +278,7 @@ class DataKeys:
             secret = await self._wrapper.unwrap(stored.wrapped, str(key_id))
             key = DataKey(key_id, secret, self._ciphers)
         self._cached[slot] = _Cached(key, stored, time.monotonic())
-        self._mark = mark if self._mark is None else self._mark
+        self._mark = mark
         return key
 
     async def _loss(self, cached: _Cached, stored: WrappedKey | None) -> str:
