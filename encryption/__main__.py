@@ -61,7 +61,7 @@ def main() -> None:
                 sys.exit("KMS rotates its keys itself")
             with contextlib.suppress(OSError):
                 # The volume may be on another machine than the keyring.
-                asyncio.run(_require_fit(store, wrapper))
+                asyncio.run(DataKeys(store, wrapper).require_fit())
             sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
             return
         store.check()
@@ -101,23 +101,9 @@ def _init(store: KeyStore, wrapper: KeyWrapper, settings: EncryptionSettings) ->
                 "keyring has wrapped; bring that keyring back"
             )
         wrapper.create()
-        asyncio.run(_require_fit(store, wrapper))
+        asyncio.run(DataKeys(store, wrapper).require_fit())
         sys.stdout.write(f"keyring: {settings.keyring}\n")
     sys.stdout.write(f"key store: {settings.key_store}\n")
-
-
-async def _require_fit(store: KeyStore, keyring: Keyring) -> None:
-    """Raise KeysUnavailable if the store has data keys, and the keyring unwraps none: it is that of another store."""
-    problem: KeysUnavailable | None = None
-    for slot in store.slots():
-        try:
-            if (stored := store.read(slot)) is not None:
-                await keyring.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
-                return
-        except KeysUnavailable as error:
-            problem = error
-    if problem is not None:
-        raise problem
 
 
 async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:

@@ -110,19 +110,32 @@ class DataKeys:
                 stored = await self._in_thread(self._store.read, slot)
                 if loss := await self._loss(cached, stored):
                     return loss
-            else:
-                slots = await self._in_thread(self._store.slots)
-                if not slots:
-                    return None
-                slot = max(slots, key=lambda slot: (slot.encrypts, slot.name))
-                stored = await self._in_thread(self._store.read, slot)
-            if stored is not None and not self._wrapper.is_paid:
-                await self._wrapper.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+                if stored is not None and not self._wrapper.is_paid:
+                    await self._wrapper.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+            elif not self._wrapper.is_paid:
+                await self.require_fit()
         except KeysUnavailable as error:
             return str(error)
         except OSError as error:
             return f"the key store cannot be read: {error}"
         return None
+
+    async def require_fit(self) -> None:
+        """Raise KeysUnavailable if the store has keys and the wrapper unwraps none: it is that of another store.
+
+        Takes none into memory. Raises OSError where the store cannot be read.
+        """
+        problem: KeysUnavailable | None = None
+        for slot in await self._in_thread(self._store.slots):
+            try:
+                if (stored := await self._in_thread(self._store.read, slot)) is not None:
+                    await self._wrapper.unwrap(stored.wrapped, str(KeyId(slot.tenant, stored.name)))
+                    return
+            except KeysUnavailable as error:
+                # A single file may be damaged. Whoever needs its key says so.
+                problem = error
+        if problem is not None:
+            raise problem
 
     async def _recheck_failures(self) -> None:
         """Forget what has failed lately and would not now. Raises KeysUnavailable for what still fails."""

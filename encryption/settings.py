@@ -137,29 +137,28 @@ class Encryption:
 
     async def wait_for_store(self) -> None:
         """Wait while the keys of the store cannot be used. Makes none: the store may be another one."""
-        waiting = False
-        while self.write and (problem := await self.keys.present_problem()):
-            waiting = _tell(problem, waiting=waiting)
-            await asyncio.sleep(_RETRY.total_seconds())
+        await self._wait_while(self.keys.present_problem)
 
     async def wait_for_keys(self) -> None:
         """Wait until there is a key to encrypt with. A worker without one would fail each task that it takes."""
-        waiting = False
-        while self.write:
+
+        async def has_none() -> KeysUnavailable | None:
             try:
                 await self.keys.current("")
             except KeysUnavailable as error:
-                waiting = _tell(error, waiting=waiting)
-                await asyncio.sleep(_RETRY.total_seconds())
-            else:
-                return
+                return error
+            return None
 
+        await self._wait_while(has_none)
 
-def _tell(problem: object, *, waiting: bool) -> bool:
-    """Log why keys are waited for, once; return True."""
-    if not waiting:
-        _log.warning("waits for data keys: %s", problem)
-    return True
+    async def _wait_while(self, problem: Callable[[], Awaitable[object]]) -> None:
+        """Wait while there is a problem with the keys, if this process encrypts. Logs the first one."""
+        waiting = False
+        while self.write and (found := await problem()):
+            if not waiting:
+                _log.warning("waits for data keys: %s", found)
+            waiting = True
+            await asyncio.sleep(_RETRY.total_seconds())
 
 
 def open_encryption(

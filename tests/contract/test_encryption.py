@@ -686,6 +686,18 @@ async def test_a_look_at_a_store_makes_no_key_and_takes_none(keys: Keys, tmp_pat
     assert await encryption.keys.present_problem() is None
 
 
+async def test_a_damaged_key_of_one_tenant_keeps_no_service_from_starting(keys: Keys) -> None:
+    await keys.data_keys().current("")
+    await keys.data_keys().current("zeta")
+    path = next(path for path in (keys.folder / "zeta").iterdir() if path.name[0] != ".")
+    path.write_text("")
+    path.rename(path.with_name("2099-12"))
+    encryption = keys.encryption()
+    await asyncio.wait_for(encryption.wait_for_store(), 30)
+    await asyncio.wait_for(encryption.wait_for_keys(), 30)
+    assert await encryption.keys.present_problem() is None
+
+
 async def test_a_key_that_the_store_does_not_have_is_a_problem(keys: Keys, tmp_path: Path) -> None:
     """Nobody deleted it. Only that tells of a service whose store is another one."""
     payloads = await encrypting(Keys(tmp_path / "other").encryption()).encode([MARKER])
