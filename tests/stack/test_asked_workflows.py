@@ -18,13 +18,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
-from temporalio.worker import (
-    HandleQueryInput,
-    Interceptor,
-    Worker,
-    WorkflowInboundInterceptor,
-    WorkflowInterceptorClassInput,
-)
+from temporalio.worker import HandleQueryInput, Worker, WorkflowInboundInterceptor
 
 from jobs import names
 from jobs.errors import EngineFailed
@@ -34,7 +28,7 @@ from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.files import until
 from tests.support.jobs import new_job
-from tests.support.replays import PIPELINE_ACTIVITIES, Handle, has, replay, start_pipeline, worker
+from tests.support.replays import PIPELINE_ACTIVITIES, Handle, Intercepting, has, replay, start_pipeline, worker
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
 
@@ -52,7 +46,7 @@ async def asked(handle: Handle, query: str) -> AsyncIterator[None]:
     await asking
 
 
-class Meanwhile(Interceptor):
+class Meanwhile(Intercepting):
     """The local activity of a name. While it runs, something happens to its workflow, once.
 
     As an interceptor of the worker, it has the answer to a query come after the end of the activity.
@@ -74,14 +68,8 @@ class Meanwhile(Interceptor):
                 time.sleep(0.2)  # noqa: ASYNC251
                 return await super().handle_query(input)
 
-        ended, self.run, self._answering = threading.Event(), run, Answering
-
-    def workflow_interceptor_class(
-        self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
-    ) -> type[WorkflowInboundInterceptor] | None:
-        """Return what answers queries."""
-        return self._answering
+        super().__init__(Answering)
+        ended, self.run = threading.Event(), run
 
 
 def requesting(handle: Handle) -> Any:

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHistory
 from temporalio.worker import Replayer
 
+from deploy.local.process import Process
 from deploy.local.stack import Stack
 from encryption import DataKeys, is_hash
 from encryption.key_store import KeyStore
@@ -328,16 +329,26 @@ async def test_a_service_waits_for_the_key_store_of_the_others(
         await process.terminate()
 
 
-async def test_a_service_goes_on_waiting_while_temporal_does_not_answer(encrypted: "Encrypted", tmp_path: Path) -> None:
-    """One call that failed let it go, with a key store that is none of the others'."""
+@asynccontextmanager
+async def waiting_notifier(encrypted: "Encrypted", folder: Path) -> AsyncIterator[tuple[Process, KeyStore]]:
+    """Run a notifier with a new key store beside the others while the context is open. It waits for theirs."""
     stack, stub, _ = encrypted
     await run_job(stub, new_job(params={"max_tokens": 2}))
-    store = KeyStore(tmp_path / "other")
+    store = KeyStore(folder / "other")
     store.create()
-    process = stack.add("notifier", {"ENCRYPTION_KEY_STORE": str(tmp_path / "other")})
+    process = stack.add("notifier", {"ENCRYPTION_KEY_STORE": str(folder / "other")})
     await process.start()
     try:
         await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
+        yield process, store
+    finally:
+        await process.terminate()
+
+
+async def test_a_service_goes_on_waiting_while_temporal_does_not_answer(encrypted: "Encrypted", tmp_path: Path) -> None:
+    """One call that failed let it go, with a key store that is none of the others'."""
+    stack = encrypted[0]
+    async with waiting_notifier(encrypted, tmp_path) as (process, store):
         temporal = stack.processes["temporal"]
         temporal.signal(signal.SIGSTOP)
         try:
@@ -347,23 +358,12 @@ async def test_a_service_goes_on_waiting_while_temporal_does_not_answer(encrypte
         answer = await ask_until(stack, process.name, lambda answer: "temporal" not in answer.body["missing"])
         assert "keys" in answer.body["missing"]
         assert store.slots() == []
-    finally:
-        await process.terminate()
 
 
 async def test_a_service_begins_once_a_lost_key_is_recorded(encrypted: "Encrypted", tmp_path: Path) -> None:
-    stack, stub, keys = encrypted
-    await run_job(stub, new_job(params={"max_tokens": 2}))
-    store = KeyStore(tmp_path / "other")
-    store.create()
-    process = stack.add("notifier", {"ENCRYPTION_KEY_STORE": str(tmp_path / "other")})
-    await process.start()
-    try:
-        await ask_until(stack, process.name, lambda answer: "keys" in answer.body["missing"])
-        store.give_up((await keys.data_keys().current("")).key_id)
+    async with waiting_notifier(encrypted, tmp_path) as (process, store):
+        store.give_up((await encrypted[2].data_keys().current("")).key_id)
         await process.wait_ready()
-    finally:
-        await process.terminate()
 
 
 @pytest.fixture(scope="module")

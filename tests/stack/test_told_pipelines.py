@@ -25,7 +25,6 @@ from temporalio.worker import (
     Interceptor,
     Worker,
     WorkflowInboundInterceptor,
-    WorkflowInterceptorClassInput,
 )
 
 from jobs.pipelines import MAX_QUESTION_BYTES
@@ -41,6 +40,7 @@ from tests.support.files import until
 from tests.support.replays import (
     PIPELINE_ACTIVITIES,
     Handle,
+    Intercepting,
     Job,
     has,
     reader_of,
@@ -110,7 +110,7 @@ async def leaving_by_exit(llm: Pipeline, _: BoolValue) -> BoolValue:
     return BoolValue(value=True)
 
 
-class SecondMeanwhile(Interceptor):
+class SecondMeanwhile(Intercepting):
     """Sends a workflow its second signal while it answers."""
 
     def __init__(self, temporal: Client) -> None:
@@ -129,14 +129,7 @@ class SecondMeanwhile(Interceptor):
                 self._second()
                 super().handle_update_validator(input)
 
-        self._answering = Answering
-
-    def workflow_interceptor_class(
-        self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
-    ) -> type[WorkflowInboundInterceptor] | None:
-        """Return what answers."""
-        return self._answering
+        super().__init__(Answering)
 
 
 def gateway(temporal: Client, queue: str, *interceptors: Interceptor, activities: Sequence[Any] = ()) -> Worker:

@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
@@ -11,7 +11,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import HandleQueryInput, Interceptor, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
+from temporalio.worker import HandleQueryInput, WorkflowInboundInterceptor
 
 import pipelines.code
 from jobs import names
@@ -19,11 +19,21 @@ from jobs.pipelines import TOTAL_TIMEOUT, UNKNOWN_PIPELINE
 from llm_pb import internal_pb2, llm_pb2
 from pipelines import Pipeline, pipeline
 from pipelines.workflow import LLMPipelineWorkflow
-from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.delivery_reader import DeliveryReader, Standing
 from services.gateway.errors import ApiError
 from services.gateway.told import Telling
 from tests.support.files import until
-from tests.support.replays import PIPELINE_ACTIVITIES, Job, has, reader_of, replay, start_pipeline, worker
+from tests.support.replays import (
+    PIPELINE_ACTIVITIES,
+    Handle,
+    Intercepting,
+    Job,
+    has,
+    reader_of,
+    replay,
+    start_pipeline,
+    worker,
+)
 from workflows.llm_delivery import LLMDeliveryWorkflow
 
 
@@ -94,8 +104,7 @@ async def test_a_pipeline_that_was_given_up_ends_where_it_is_installed_later(
     queue, name = f"unknown-{uuid.uuid4().hex}", f"late-{uuid.uuid4().hex}"
     options = internal_pb2.PipelineOptions(delivery=waiting_delivery() if notifies else None)
     handle = await start_pipeline(temporal, queue, name, BoolValue(), options)
-    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES):
         if notifies:
             await until(lambda: has(handle, "activity_task_scheduled_event_attributes"))
             assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
@@ -103,18 +112,18 @@ async def test_a_pipeline_that_was_given_up_ends_where_it_is_installed_later(
             with pytest.raises(WorkflowFailureError):
                 await handle.result()
     install(name)
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES):
         with pytest.raises(WorkflowFailureError) as failed:
             await handle.result()
         look = await reader_of(temporal).look(await handle.describe())
-        await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+        await standing_of(temporal, handle)
     assert isinstance(failed.value.cause, ApplicationError)
     assert failed.value.cause.type == UNKNOWN_PIPELINE
     assert look.answered
     await replay(handle, LLMPipelineWorkflow)
 
 
-class FailingQueries(Interceptor):
+class FailingQueries(Intercepting):
     """Lets a number of queries fail, as at gateways that do not have the pipeline."""
 
     def __init__(self, number: int) -> None:
@@ -127,14 +136,7 @@ class FailingQueries(Interceptor):
                     raise RuntimeError("another gateway has to run it")
                 return await super().handle_query(input)
 
-        self._answering = Answering
-
-    def workflow_interceptor_class(
-        self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
-    ) -> type[WorkflowInboundInterceptor] | None:
-        """Return what answers."""
-        return self._answering
+        super().__init__(Answering)
 
 
 @pipeline("two-steps", BoolValue, BoolValue)
@@ -144,40 +146,51 @@ async def two_steps(llm: Pipeline, _: BoolValue) -> BoolValue:
     return BoolValue(value=True)
 
 
+WORKFLOWS: Final = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
+
+
+async def ended_pipeline(temporal: Client, queue: str) -> Handle:
+    """Run a pipeline of two steps to its end, and let its gateway go."""
+    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES):
+        await handle.result()
+    return handle
+
+
+async def standing_of(temporal: Client, handle: Handle) -> Standing:
+    return await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+
+
+async def assert_deliveries_are_unavailable(temporal: Client, handle: Handle) -> None:
+    with pytest.raises(ApiError) as refused:
+        await standing_of(temporal, handle)
+    assert refused.value.status.code == code_pb2.UNAVAILABLE
+
+
 async def test_an_ended_pipeline_is_read_at_a_gateway_that_has_it(temporal: Client) -> None:
     """Temporal gives the query to any gateway. Where one did not have the pipeline, it was read without steps."""
     queue = f"unknown-{uuid.uuid4().hex}"
-    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
-    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
-        await handle.result()
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
+    handle = await ended_pipeline(temporal, queue)
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
         look = await reader_of(temporal).look(await handle.describe())
     assert look.answered
     assert [node.step.path for node in look.record.nodes] == ["first", "second"]
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
-        standing = await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES, [FailingQueries(4)]):
+        standing = await standing_of(temporal, handle)
     assert not standing.open
 
 
 async def test_deliveries_of_an_ended_pipeline_that_no_gateway_has_are_unavailable(temporal: Client) -> None:
     """They were NOT_FOUND, as if the pipeline were not there."""
     queue = f"unknown-{uuid.uuid4().hex}"
-    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
-    workflows = [LLMPipelineWorkflow, LLMDeliveryWorkflow, Job]
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES):
-        await handle.result()
-    async with worker(temporal, queue, workflows, PIPELINE_ACTIVITIES, [FailingQueries(99)]):
-        with pytest.raises(ApiError) as refused:
-            await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
-    assert refused.value.status.code == code_pb2.UNAVAILABLE
+    handle = await ended_pipeline(temporal, queue)
+    async with worker(temporal, queue, WORKFLOWS, PIPELINE_ACTIVITIES, [FailingQueries(99)]):
+        await assert_deliveries_are_unavailable(temporal, handle)
 
 
 async def test_deliveries_of_an_ended_pipeline_are_unavailable_while_no_gateway_runs(temporal: Client) -> None:
     queue = f"unknown-{uuid.uuid4().hex}"
-    handle = await start_pipeline(temporal, queue, "two-steps", BoolValue())
-    async with worker(temporal, queue, [LLMPipelineWorkflow, Job], PIPELINE_ACTIVITIES):
-        await handle.result()
+    handle = await ended_pipeline(temporal, queue)
 
     async def knows_of_no_gateway() -> bool:
         try:
@@ -187,9 +200,7 @@ async def test_deliveries_of_an_ended_pipeline_are_unavailable_while_no_gateway_
         return False
 
     await until(knows_of_no_gateway)
-    with pytest.raises(ApiError) as refused:
-        await DeliveryReader(temporal, Telling(temporal)).standing(handle.id, await handle.describe())
-    assert refused.value.status.code == code_pb2.UNAVAILABLE
+    await assert_deliveries_are_unavailable(temporal, handle)
 
 
 @pytest.mark.parametrize("by_signal", [True, False])

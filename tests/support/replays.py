@@ -11,7 +11,14 @@ from google.protobuf.wrappers_pb2 import StringValue
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory, WorkflowQueryFailedError
 from temporalio.service import RPCError
-from temporalio.worker import Interceptor, Replayer, UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import (
+    Interceptor,
+    Replayer,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
 
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
@@ -42,6 +49,20 @@ async def asked(handle: Handle, query: str) -> AsyncIterator[None]:
         finally:
             for task in asking:
                 task.cancel()
+
+
+class Intercepting(Interceptor):
+    """Has each workflow called through an interceptor of its own."""
+
+    def __init__(self, inbound: type[WorkflowInboundInterceptor]) -> None:
+        self._inbound = inbound
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002
+    ) -> type[WorkflowInboundInterceptor]:
+        """Return the interceptor."""
+        return self._inbound
 
 
 async def has(handle: Handle, *fields: Any) -> bool:
